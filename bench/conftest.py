@@ -1,0 +1,284 @@
+"""The convention of the benchmarks: what each one records, how methods are timed side by side, and
+the quick mode. README.md beside this file shows it in use."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OURS = "sacglam"
+Method = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure. Seconds are per case, over all its methods together."""
+
+    budget_s: float
+    min_rounds: int
+    max_rounds: int
+    min_sample_s: float  # one timed sample loops over its method until it takes this long
+    suite_s: float  # cases that would start later than this are skipped
+
+
+FULL = Effort(budget_s=4.0, min_rounds=7, max_rounds=200, min_sample_s=1e-3, suite_s=float("inf"))
+QUICK = Effort(budget_s=0.6, min_rounds=3, max_rounds=15, min_sample_s=2e-4, suite_s=40.0)
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Seconds per call of each method, round by round; position r of every list is round r."""
+
+    seconds: dict[str, list[float]]
+
+    @property
+    def median_s(self) -> dict[str, float]:
+        """Median seconds per call of each method."""
+        return {name: statistics.median(times) for name, times in self.seconds.items()}
+
+    def ratios(self, base: str = OURS) -> dict[str, float]:
+        """Median over rounds of (time of the method / time of `base` in the same round): above 1
+        means slower than `base`. Pairing cancels what slows a whole round down, such as a
+        neighbour on the machine or a lower clock."""
+        return {
+            name: statistics.median(t / b for t, b in zip(times, self.seconds[base], strict=True))
+            for name, times in self.seconds.items()
+        }
+
+
+def interleave(
+    methods: Mapping[str, Method],
+    rounds: int | None = None,
+    *,
+    setup: Mapping[str, Method] | None = None,
+    effort: Effort = FULL,
+) -> Interleaved:
+    """Time `methods` alternately in one process, so that all of them meet the same machine.
+
+    Every method runs once untimed first, which warms caches and tells how many calls make one
+    sample. The order rotates from round to round: no method is always the one that follows a
+    cache-hungry neighbour. `setup[name]`, when given, runs untimed before each sample of that
+    method, which then is a single call. `rounds=None` fills the effort's budget.
+    """
+    if not methods:
+        raise ValueError("interleave needs at least one method to time, got none")
+    calls: dict[str, int] = {}
+    round_s = 0.0
+    for name, method in methods.items():
+        once_s = min(_sample(method, 1, setup, name) for _ in range(2))
+        looped = setup is None or name not in setup
+        calls[name] = max(1, round(effort.min_sample_s / max(once_s, 1e-9))) if looped else 1
+        round_s += once_s * calls[name]
+    if rounds is None:
+        rounds = int(effort.budget_s / max(round_s, 1e-9))
+        rounds = min(max(rounds, effort.min_rounds), effort.max_rounds)
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    order = list(methods)
+    gc.collect()
+    for r in range(rounds):
+        turn = r % len(order)
+        for name in order[turn:] + order[:turn]:
+            seconds[name].append(_sample(methods[name], calls[name], setup, name))
+    return Interleaved(seconds)
+
+
+def _sample(method: Method, calls: int, setup: Mapping[str, Method] | None, name: str) -> float:
+    if setup is not None and name in setup:
+        setup[name]()
+    loop = range(calls)
+    start = time.perf_counter()
+    for _ in loop:
+        method()
+    return (time.perf_counter() - start) / calls
+
+
+def peak_rss_bytes(method: Method) -> int | None:
+    """Bytes by which the process grew at most while `method` ran once, or None where the system
+    cannot tell. What the allocator reuses from earlier is not seen: call it before timing."""
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (proc(5))
+        before = _status_bytes(status, "VmRSS")
+        method()
+        return max(0, _status_bytes(status, "VmHWM") - before)
+    except OSError:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        method()
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        unit = 1 if sys.platform == "darwin" else 1024
+        # Below the high-water mark of the process nothing can be known.
+        return (after - before) * unit if after > before else None
+
+
+def _status_bytes(status: Path, field: str) -> int:
+    for line in status.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in {status}")
+
+
+class ReplayClock:
+    """A timer that shows pytest-benchmark the samples measured by `interleave`, so that its own
+    table, its JSON and its comparisons hold those and nothing is measured twice."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, samples: Iterator[float]) -> None:
+        self.now = next(samples)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        default=os.environ.get("SACGLAM_BENCH_QUICK", "0") not in ("", "0"),
+        help="few rounds, small cases: a suite ends within 60 s (also: SACGLAM_BENCH_QUICK=1)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("bench/ needs pytest-benchmark: pip install 'sacglam[bench]'")
+    effort = FULL
+    if config.getoption("--quick"):
+        effort = QUICK
+        # tryfirst: pytest-benchmark reads its options in its own pytest_configure.
+        config.option.benchmark_max_time = min(float(config.option.benchmark_max_time), 0.3)
+        config.option.benchmark_min_rounds = min(config.option.benchmark_min_rounds, 3)
+    config.stash[_DEADLINE] = time.monotonic() + effort.suite_s
+
+
+_DEADLINE = pytest.StashKey[float]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "compare" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=ReplayClock()))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.monotonic() > item.config.stash[_DEADLINE]:
+        pytest.skip("quick mode: the suite's time is used up; run it without --quick")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Record the version of every distribution that was imported: rivals are named by theirs."""
+    by_module = metadata.packages_distributions()
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    names = {dist for module in loaded for dist in by_module.get(module, ())}
+    output_json["versions"] = {name: metadata.version(name) for name in sorted(names)}
+
+
+@pytest.fixture(scope="session")
+def quick(pytestconfig: pytest.Config) -> bool:
+    """True in quick mode: use small sizes."""
+    return bool(pytestconfig.getoption("--quick"))
+
+
+@pytest.fixture(scope="session")
+def effort(quick: bool) -> Effort:
+    """How long to measure."""
+    return QUICK if quick else FULL
+
+
+@pytest.fixture(name="interleave", scope="session")
+def interleave_fixture(effort: Effort) -> Callable[..., Interleaved]:
+    """`interleave(methods, rounds=None, setup=None) -> Interleaved`, at this session's effort."""
+
+    def run(
+        methods: Mapping[str, Method],
+        rounds: int | None = None,
+        *,
+        setup: Mapping[str, Method] | None = None,
+    ) -> Interleaved:
+        return interleave(methods, rounds, setup=setup, effort=effort)
+
+    return run
+
+
+@pytest.fixture(name="peak_bytes", scope="session")
+def peak_bytes_fixture() -> Callable[[Method], int | None]:
+    """`peak_bytes(method) -> int | None`: host memory; on a GPU use torch's own counter."""
+    return peak_rss_bytes
+
+
+@pytest.fixture
+def compare(
+    request: pytest.FixtureRequest, benchmark: Any, effort: Effort
+) -> Callable[..., Interleaved | None]:
+    """Time our method and its rivals alternately and record a row for each: see `README.md`.
+
+        compare(case, methods, *, floor=None, peak_bytes=None, rounds=None, setup=None)
+
+    `methods` maps names to calls without arguments and must hold "sacglam". `floor` is what no
+    implementation can beat: seconds, or a call that is timed beside the others (and gets no row).
+    `peak_bytes` is a number for our method, or one per method. Returns None where benchmarks are
+    disabled (`--benchmark-disable`: every method then runs once, unmeasured).
+    """
+
+    def run(
+        case: str,
+        methods: Mapping[str, Method],
+        *,
+        floor: float | Method | None = None,
+        peak_bytes: int | Mapping[str, int | None] | None = None,
+        rounds: int | None = None,
+        setup: Mapping[str, Method] | None = None,
+    ) -> Interleaved | None:
+        if OURS not in methods:
+            raise ValueError(f"case {case!r} needs a method named {OURS!r}, got {list(methods)}")
+        if "floor" in methods:
+            raise ValueError(f"case {case!r}: give the floor as floor=, not as a method")
+        timed = dict(methods)
+        if callable(floor):
+            timed["floor"] = floor
+        if benchmark.disabled:
+            for name, method in timed.items():
+                _sample(method, 1, setup, name)
+            benchmark.pedantic(lambda: None)
+            return None
+        result = interleave(timed, rounds, setup=setup, effort=effort)
+        median_s, ratios = result.median_s, result.ratios()
+        floor_s = median_s["floor"] if callable(floor) else floor
+        peaks = peak_bytes if isinstance(peak_bytes, Mapping) else {OURS: peak_bytes}
+        benchmark.extra_info.update(
+            case=case,
+            method=OURS,
+            floor_s=floor_s,
+            peak_bytes=peaks.get(OURS),
+            rivals={
+                name: {
+                    "median_s": median_s[name],
+                    "ratio_to_sacglam": ratios[name],
+                    "peak_bytes": peaks.get(name),
+                }
+                for name in methods
+                if name != OURS
+            },
+        )
+        clock: ReplayClock = request.node.get_closest_marker("benchmark").kwargs["timer"]
+        samples = itertools.accumulate(result.seconds[OURS], initial=clock())
+        next(samples)
+        benchmark.pedantic(clock.advance, args=(samples,), rounds=len(result.seconds[OURS]))
+        return result
+
+    return run
