@@ -1,5 +1,91 @@
+// Bindings of the prefix-forest packer.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
 #include "bindings.hpp"
+#include "forest.hpp"
+
+namespace py = pybind11;
 
 namespace sacglam {
-void bind_forest(pybind11::module_&) {}
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <typename T>
+std::span<const T> view(const Array<T>& array, const char* name) {
+  if (array.ndim() != 1) throw std::invalid_argument(std::string(name) + " must be one-dimensional");
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+// Hands a vector to NumPy without a copy: the capsule owns it.
+Array<std::int64_t> take(std::vector<std::int64_t>&& values) {
+  auto owner = std::make_unique<std::vector<std::int64_t>>(std::move(values));
+  const auto* data = owner->data();
+  const auto size = static_cast<py::ssize_t>(owner->size());
+  const py::capsule capsule(owner.release(), [](void* p) {
+    std::unique_ptr<std::vector<std::int64_t>>(static_cast<std::vector<std::int64_t>*>(p));
+  });
+  return Array<std::int64_t>(size, data, capsule);
+}
+
+py::dict pack(const forest::Packer& packer, const Array<std::int32_t>& prompts,
+              const Array<std::int64_t>& offsets, const Array<std::int32_t>& sets,
+              bool keep_leaves) {
+  const auto prompt_view = view(prompts, "prompts");
+  const auto offset_view = view(offsets, "offsets");
+  const auto set_view = view(sets, "sets");
+  forest::Packed packed;
+  {
+    const py::gil_scoped_release unlocked;
+    packed = packer.pack(prompt_view, offset_view, set_view, keep_leaves);
+  }
+  py::dict out;
+  out["ids"] = take(std::move(packed.ids));
+  out["pos"] = take(std::move(packed.pos));
+  out["end"] = take(std::move(packed.end));
+  out["tree_start"] = take(std::move(packed.tree_start));
+  out["chain_length"] = take(std::move(packed.chain_length));
+  out["head_rows"] = take(std::move(packed.head_rows));
+  out["edge_row"] = take(std::move(packed.edge_row));
+  out["edge_token"] = take(std::move(packed.edge_token));
+  out["path_offsets"] = take(std::move(packed.path_offsets));
+  out["path_edges"] = take(std::move(packed.path_edges));
+  out["leaf"] = take(std::move(packed.leaf));
+  out["candidate_offsets"] = take(std::move(packed.candidate_offsets));
+  out["tree_of_row"] = take(std::move(packed.tree_of_row));
+  out["encoder_ids"] = take(std::move(packed.encoder_ids));
+  out["encoder_start"] = take(std::move(packed.encoder_start));
+  out["max_chain"] = packed.max_chain;
+  out["max_trie"] = packed.max_trie;
+  out["max_candidates"] = packed.max_candidates;
+  return out;
+}
+
+}  // namespace
+
+void bind_forest(py::module_& m) {
+  py::class_<forest::Packer>(m, "ForestPacker",
+                             "Packs prompts and candidate tries into one row of tokens.")
+      .def(py::init<std::int64_t>(), py::arg("decoder_start") = -1)
+      .def(
+          "add_set",
+          [](forest::Packer& self, std::int64_t id, const Array<std::int32_t>& tokens,
+             const Array<std::int64_t>& offsets) {
+            self.add_set(id, view(tokens, "tokens"), view(offsets, "offsets"));
+          },
+          py::arg("set_id"), py::arg("tokens").noconvert(), py::arg("offsets").noconvert())
+      .def("has_set", &forest::Packer::has_set, py::arg("set_id"))
+      .def("pack", &pack, py::arg("prompts").noconvert(), py::arg("offsets").noconvert(),
+           py::arg("sets").noconvert(), py::arg("keep_leaves") = true);
+}
+
 }  // namespace sacglam

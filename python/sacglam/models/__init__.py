@@ -1,0 +1,1 @@
+"""Language models as policies: loading, adapters, Q heads, packed scoring."""

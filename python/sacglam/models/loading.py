@@ -1,0 +1,125 @@
+"""Loads a language model and its tokenizer with the Auto classes, and adds LoRA adapters."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, UnknownModelError
+from .tiny import TINY
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters (peft). target_modules None: peft's default for the model's type."""
+
+    r: int = 16
+    alpha: int = 32
+    target_modules: Sequence[str] | None = None
+
+
+def load_language_model(
+    name: str | Path,
+    *,
+    lora: LoraOptions | None = None,
+    adapter: str | Path | None = None,
+    critic_adapter: bool = False,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    tokenizer_folder: str | Path | None = None,
+) -> tuple[Any, Any]:
+    """A Hugging Face model (causal or encoder-decoder) and its tokenizer.
+
+    Args:
+        name: hub id or local folder; weights must be safetensors.
+        lora: add fresh adapters (the base is then frozen); None trains the whole model.
+        adapter: folder of a saved peft adapter to load instead of fresh ones.
+        critic_adapter: add a second adapter, named "critic".
+        dtype: "float32", "bfloat16" or "float64".
+        device: where to put the model.
+        tokenizer_folder: where the tokenizer is, if not with the model.
+        trust_remote_code: run code that comes with the model; off unless the user says so.
+
+    Raises:
+        UnknownModelError: nothing loadable under that name.
+        ConfigError: an unknown dtype or target module.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+    )
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"model.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or name, **options)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model: Any = kind.from_pretrained(name, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnknownModelError(_unknown_model(str(name), error)) from error
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        critic_folder = Path(adapter) / "critic"
+        if critic_folder.is_dir():
+            model.load_adapter(str(critic_folder), "critic", is_trainable=True)
+    elif lora is not None:
+        model = _add_lora(model, lora, critic_adapter)
+    model.to(device)
+    model.eval()  # dropout stays off: scores must be the same function in every pass
+    return model, tokenizer
+
+
+def _add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=list(lora.target_modules) if lora.target_modules else None,
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+    )
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(
+            f"LoRA could not be added: {error}. Name modules of this model in lora.target_modules"
+        ) from error
+    if critic_adapter:
+        wrapped.add_adapter("critic", config)
+    return wrapped
+
+
+def _unknown_model(name: str, error: BaseException) -> str:
+    folder = Path(name)
+    message = f"no model could be loaded from {name!r}"
+    if folder.is_dir():
+        missing = [f for f in ("config.json", "tokenizer_config.json") if not (folder / f).exists()]
+        weights = list(folder.glob("*.safetensors"))
+        if missing:
+            return f"{message}: the folder lacks {' and '.join(missing)} (save both with save_pretrained)"
+        if not weights:
+            return f"{message}: the folder holds no *.safetensors weights"
+        return f"{message}: {error}"
+    parent = folder.parent if folder.parent.is_dir() else Path(".")
+    known = [*TINY, *(str(p) for p in parent.iterdir() if p.is_dir())]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return (
+        f"{message}{hint} Give a built-in model ({', '.join(TINY)}), a local folder made by "
+        f"save_pretrained, or a Hugging Face id that can be reached. ({str(error).splitlines()[0]})"
+    )

@@ -1,0 +1,340 @@
+"""The policy: a language model that scores candidate actions, with Q heads beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .._C import ForestPacker
+from ..errors import CandidateError, CheckpointError, ConfigError
+from ..text import PromptTemplate, TextCodec
+from .forest import Forest, forest_from_packed
+from .heads import QHeads
+from .loading import load_language_model
+from .scoring import Scores, candidate_scores, edge_log_probs, policy_over, values_over
+from .trunk import make_trunk
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """How a language model becomes a policy; saved with it."""
+
+    score: str = "logprob"  # or "raw_logit"
+    reduce: str = "sum"  # or "mean"
+    temperature: float = 1.0  # tau of the softmax over candidates
+    critic_trunk: str = "shared"  # or "adapter"
+    critic_gradient: bool = True  # whether the critic's gradient enters a shared trunk
+    q_heads: int = 2
+    q_layers: tuple[int, ...] = (128,)
+    attn: str = "fast"  # or "reference"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("score", ("logprob", "raw_logit")),
+            ("reduce", ("sum", "mean")),
+            ("critic_trunk", ("shared", "adapter")),
+            ("attn", ("fast", "reference")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
+                )
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
+
+
+class CandidateScore(NamedTuple):
+    """Scores of one prompt's candidates, each float32 [K] (q: the minimum over the Q heads)."""
+
+    log_probs: npt.NDArray[np.float32]
+    log_pi: npt.NDArray[np.float32]
+    q: npt.NDArray[np.float32]
+
+
+class Policy:
+    """A language model that scores candidate actions given a prompt, and their Q values.
+
+    Args:
+        model: a Hugging Face model, possibly wrapped by peft.
+        tokenizer: its tokenizer.
+        template: the prompt's segments; used by the trainer, not by `score`, which takes whole prompts.
+        options: how scores and values are computed.
+        name: the base model's id or folder; saved, so that a LoRA policy can be loaded again.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        template: PromptTemplate | None = None,
+        options: PolicyOptions | None = None,
+        name: str = "",
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.options = options or PolicyOptions()
+        self.name = name
+        self.trunk = make_trunk(model, self.options.attn)
+        self.codec = TextCodec(
+            tokenizer, template or PromptTemplate(), encoder_decoder=self.trunk.encoder_decoder
+        )
+        self.heads = QHeads(self.trunk.hidden_size, self.options.q_layers, self.options.q_heads)
+        self.heads.to(device=self.device, dtype=torch.promote_types(self.dtype, torch.float32))
+        self.packer = ForestPacker(self.trunk.decoder_start)
+        self._sets: dict[tuple[str, ...], int] = {}
+        if self.options.critic_trunk == "adapter" and "critic" not in getattr(
+            model, "peft_config", {}
+        ):
+            raise ConfigError(
+                "critic.trunk = 'adapter' needs LoRA adapters: set lora.r above 0, or use 'shared'"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def is_lora(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, adapters (or the whole model) and heads, by name."""
+        named = {f"model.{n}": p for n, p in self.model.named_parameters() if p.requires_grad}
+        named.update({f"heads.{n}": p for n, p in self.heads.named_parameters()})
+        return named
+
+    # --- packed interface ---------------------------------------------------------------------
+
+    def candidate_set(self, actions: Sequence[str]) -> int:
+        """Register an ordered list of actions; equal lists get the same id.
+
+        Raises:
+            CandidateError: empty list, duplicates, or actions that are equal as tokens.
+        """
+        key = tuple(actions)
+        found = self._sets.get(key)
+        if found is not None:
+            return found
+        if not key:
+            raise CandidateError("the candidate list is empty: a policy needs at least one action")
+        if len(set(key)) != len(key):
+            twice = sorted({a for a in key if key.count(a) > 1})
+            raise CandidateError(
+                f"duplicate candidates {twice}: each action may be listed once (duplicates would be "
+                "given their probability twice)"
+            )
+        ids = [self.codec.action(action) for action in key]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        set_id = len(self._sets)
+        try:
+            self.packer.add_set(set_id, np.concatenate(ids), offsets)
+        except ValueError as error:
+            raise CandidateError(
+                f"the tokenizer cannot tell these candidates apart ({error}): {list(key)}"
+            ) from error
+        self._sets[key] = set_id
+        return set_id
+
+    def pack(
+        self,
+        prompts: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        sets: npt.NDArray[np.int32],
+        *,
+        leaves: bool = True,
+    ) -> Forest:
+        """Concatenated prompt ids [*], offsets [B + 1] and candidate sets [B] as one forest."""
+        packed = self.packer.pack(prompts, offsets, sets, leaves)
+        forest = forest_from_packed(packed, self.device)
+        self.trunk.check_length(forest)
+        return forest
+
+    def forward(self, forest: Forest, *, with_q: bool = True) -> Scores:
+        """Scores of all candidates, and their Q, from one pass (two for a critic of its own)."""
+        separate = self.options.critic_trunk == "adapter"
+        with self._adapter("default"):
+            hidden = self.trunk.hidden(forest)
+        rows = hidden[forest.head_rows]
+        if self.trunk.head_scale != 1.0:
+            rows = rows * self.trunk.head_scale
+        edges = edge_log_probs(
+            rows,
+            self.trunk.head_weight,
+            forest.edge_row,
+            forest.edge_token,
+            normalise=self.options.score == "logprob",
+        )
+        scores = candidate_scores(edges, forest, mean=self.options.reduce == "mean")
+        table, log_pi, pi = policy_over(scores, forest, self.options.temperature)
+        q = None
+        if with_q:
+            if separate:
+                with self._adapter("critic"):
+                    hidden = self.trunk.hidden(forest)
+            elif not self.options.critic_gradient:
+                hidden = hidden.detach()
+            assert forest.leaf is not None
+            q = values_over(self.heads(hidden[forest.leaf]), forest)
+        return Scores(table, log_pi, pi, q, forest.mask)
+
+    def prior(self, forest: Forest) -> Scores:
+        """The frozen base model's own distribution over the candidates (adapters off)."""
+        if not self.is_lora:
+            raise ConfigError("the LLM prior needs LoRA: with full training no base model remains")
+        with torch.no_grad(), self.model.disable_adapter():
+            hidden = self.trunk.hidden(forest)[forest.head_rows] * self.trunk.head_scale
+            edges = edge_log_probs(
+                hidden, self.trunk.head_weight, forest.edge_row, forest.edge_token
+            )
+            scores = candidate_scores(edges, forest, mean=self.options.reduce == "mean")
+            table, log_pi, pi = policy_over(scores, forest, self.options.temperature)
+        return Scores(table, log_pi, pi, None, forest.mask)
+
+    @contextmanager
+    def _adapter(self, name: str) -> Iterator[None]:
+        """Compute with the named adapter; all adapters stay trainable."""
+        if self.options.critic_trunk != "adapter":
+            yield
+            return
+        wanted = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        self.model.set_adapter(name)
+        for n, p in self.model.named_parameters():
+            p.requires_grad_(n in wanted)  # set_adapter freezes the inactive ones
+        yield
+
+    # --- text interface -----------------------------------------------------------------------
+
+    def score(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> list[CandidateScore]:
+        """Log-probabilities, policy and Q of every candidate of every prompt, without gradients.
+
+        Args:
+            prompts: B whole prompts.
+            candidates: B lists of candidate actions, of any lengths.
+
+        Raises:
+            CandidateError: an empty or duplicate candidate list.
+            PromptTooLongError: a prompt longer than the model accepts.
+        """
+        forest = self._pack_texts(prompts, candidates, leaves=True)
+        with torch.no_grad():
+            out = self.forward(forest)
+        assert out.q is not None
+        q_min = out.q.min(0).values
+        found = []
+        for b, actions in enumerate(candidates):
+            k = len(actions)
+            row = (x[b, :k].double().cpu().numpy() if x.dtype == torch.float64 else
+                   x[b, :k].float().cpu().numpy() for x in (out.log_prob, out.log_pi, q_min))  # fmt: skip
+            found.append(CandidateScore(*row))
+        return found
+
+    def act(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        greedy: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> list[str]:
+        """Choose one action per prompt: sampled from the policy, or its most probable one."""
+        forest = self._pack_texts(prompts, candidates, leaves=False)
+        chosen = self.choose(forest, greedy=greedy, generator=generator)
+        return [actions[k] for actions, k in zip(candidates, chosen.tolist(), strict=True)]
+
+    def choose(
+        self, forest: Forest, *, greedy: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Index of the chosen candidate per row of the forest; int64 [B]."""
+        with torch.no_grad():
+            scores = self.forward(forest, with_q=False)
+        if greedy:
+            return scores.log_pi.masked_fill(~scores.mask, -torch.inf).argmax(-1)
+        return torch.multinomial(scores.pi, 1, generator=generator).squeeze(-1)
+
+    def _pack_texts(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, leaves: bool
+    ) -> Forest:
+        if len(prompts) != len(candidates) or not prompts:
+            raise CandidateError(
+                f"{len(prompts)} prompts and {len(candidates)} candidate lists: give one list for "
+                "each prompt, and at least one prompt"
+            )
+        ids = [self.codec.text(prompt) for prompt in prompts]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        sets = np.array([self.candidate_set(c) for c in candidates], dtype=np.int32)
+        return self.pack(np.concatenate(ids), offsets, sets, leaves=leaves)
+
+    # --- saving -------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights (peft's own format for LoRA, else the whole model), heads and options."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder / ("adapter" if self.is_lora else "model"))
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        heads = {name: p.detach().cpu().contiguous() for name, p in self.heads.named_parameters()}
+        save_file(heads, folder / "heads.safetensors")
+        description = {
+            "format": 1,
+            "base_model": self.name,
+            "lora": self.is_lora,
+            "options": asdict(self.options),
+            "template": asdict(self.codec.template),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_saved_policy(folder: str | Path, *, device: torch.device | str = "cpu") -> Policy:
+    """A policy written by `Policy.save`.
+
+    Raises:
+        CheckpointError: the folder is not a saved policy, or is damaged.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / "policy.json").read_text())
+        if description["format"] != 1:
+            raise CheckpointError(
+                f"{folder} has policy format {description['format']}; this version reads 1"
+            )
+        lora = description["lora"]
+        model, tokenizer = load_language_model(
+            description["base_model"] if lora else folder / "model",
+            adapter=folder / "adapter" if lora else None,
+            dtype=description["dtype"],
+            device=device,
+            tokenizer_folder=folder / "tokenizer",
+        )
+        options = dict(description["options"])
+        options["q_layers"] = tuple(options["q_layers"])
+        policy = Policy(
+            model,
+            tokenizer,
+            template=PromptTemplate(**description["template"]),
+            options=PolicyOptions(**options),
+            name=description["base_model"],
+        )
+        heads = load_file(folder / "heads.safetensors")
+        policy.heads.load_state_dict(heads)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder} is not a complete saved policy: {error}") from error
+    return policy

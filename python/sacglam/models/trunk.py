@@ -1,0 +1,197 @@
+"""Runs an unmodified Hugging Face model over a packed forest and returns hidden states.
+
+A trunk is the transformer without its language-model head. What packed attention cannot compute
+correctly (sliding windows, unknown position biases, soft-capped logits) is refused by name.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, PromptTooLongError, UnsupportedModelError
+from . import attention
+from .forest import Forest
+
+CAUSAL = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2", "smollm3")
+ENCODER_DECODER = ("t5",)
+ATTENTION = {"fast": attention.FAST, "reference": attention.REFERENCE}
+
+
+class Trunk:
+    """The common face of both model kinds; `hidden` is what scoring needs.
+
+    Args:
+        model: a Hugging Face model with a language-model head, possibly wrapped by peft.
+        attn: "fast" or "reference".
+    """
+
+    encoder_decoder: bool
+
+    def __init__(self, model: nn.Module, attn: str = "fast") -> None:
+        if attn not in ATTENTION:
+            raise ConfigError(f"model.attn is {attn!r}; choose one of {sorted(ATTENTION)}")
+        self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.config = self.base.config
+        _refuse_unsupported(self.config)
+        attention.register()
+        self.base.set_attn_implementation(ATTENTION[attn])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.base.get_input_embeddings().embedding_dim)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The language-model head [V, D]."""
+        return self.base.get_output_embeddings().weight
+
+    @property
+    def head_scale(self) -> float:
+        """What hidden states are multiplied with before the head."""
+        return 1.0
+
+    @property
+    def decoder_start(self) -> int:
+        """The token that opens every decoder tree, -1 for causal models."""
+        return -1
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest prompt with a candidate that the model accepts; None: no limit."""
+        for name in ("max_position_embeddings", "n_positions"):
+            value = getattr(self.config, name, None)
+            if isinstance(value, int):
+                return value
+        return None
+
+    def check_length(self, forest: Forest) -> None:
+        """Raise PromptTooLongError if a position lies beyond the model's limit."""
+        limit = self.max_length
+        if limit is not None:
+            longest = int(forest.pos.max()) + 1
+            if longest > limit:
+                raise PromptTooLongError(
+                    f"a prompt with its longest candidate has {longest} tokens, but this model accepts "
+                    f"{limit}: shorten the observation or the history (prompt.history), or choose a "
+                    "model with a longer context"
+                )
+
+    def hidden(self, forest: Forest) -> Tensor:
+        """Last hidden states of the forest's nodes, float [T, D]."""
+        raise NotImplementedError
+
+
+class CausalTrunk(Trunk):
+    encoder_decoder = False
+
+    def hidden(self, forest: Forest) -> Tensor:
+        out = self.base.base_model(
+            input_ids=forest.ids[None],
+            position_ids=forest.pos[None],
+            use_cache=False,
+            layout=forest.layout,
+        )
+        return out.last_hidden_state[0]
+
+
+class EncoderDecoderTrunk(Trunk):
+    encoder_decoder = True
+
+    def __init__(self, model: nn.Module, attn: str = "fast") -> None:
+        super().__init__(model, attn)
+        _patch_t5(self.base)
+
+    @property
+    def head_scale(self) -> float:
+        scaled = getattr(self.config, "scale_decoder_outputs", self.config.tie_word_embeddings)
+        return float(self.config.d_model) ** -0.5 if scaled else 1.0
+
+    @property
+    def decoder_start(self) -> int:
+        return int(self.config.decoder_start_token_id)
+
+    @property
+    def max_length(self) -> int | None:
+        return None  # relative positions: no limit
+
+    def hidden(self, forest: Forest) -> Tensor:
+        assert forest.encoder_ids is not None
+        encoded = self.base.encoder(
+            input_ids=forest.encoder_ids[None], encoder_rows=forest.encoder_rows
+        ).last_hidden_state
+        out = self.base.decoder(
+            input_ids=forest.ids[None],
+            encoder_hidden_states=encoded,
+            use_cache=False,
+            layout=forest.layout,
+            encoder_rows=forest.encoder_rows,
+        )
+        return out.last_hidden_state[0]
+
+
+def make_trunk(model: nn.Module, attn: str = "fast") -> Trunk:
+    """The trunk for a model; raises UnsupportedModelError."""
+    config: Any = model.config
+    kind = EncoderDecoderTrunk if config.is_encoder_decoder else CausalTrunk
+    return kind(model, attn)
+
+
+def _refuse_unsupported(config: Any) -> None:
+    kind = config.model_type
+    known = ENCODER_DECODER if config.is_encoder_decoder else CAUSAL
+    if kind not in known:
+        raise UnsupportedModelError(
+            f"models of type {kind!r} are not supported; packed scoring is verified for "
+            f"{', '.join(CAUSAL + ENCODER_DECODER)} (Flan-T5 is of type t5, SmolLM of type llama)"
+        )
+    sliding = getattr(config, "layer_types", None) or []
+    if "sliding_attention" in sliding or (
+        kind == "mistral" and getattr(config, "sliding_window", None) is not None
+    ):
+        raise UnsupportedModelError(
+            f"this {kind} model uses sliding-window attention, which a packed forest cannot compute "
+            "correctly; choose a model with full attention (Mistral: v0.2 or later)"
+        )
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UnsupportedModelError(f"this model sets {name}, which packed scoring does not know")
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise UnsupportedModelError("scale_attn_by_inverse_layer_idx is not supported")
+
+
+def _patch_t5(model: Any) -> None:
+    """Replace T5's dense position biases, zeros or not, by what packed attention needs.
+
+    Block 0 of each stack would build a bias [1, H, T, T] over the packed length; instead it returns
+    its table [H, 2R + 1] by distance, which saturates at R = relative_attention_max_distance. A
+    cross-attention would allocate zeros [1, H, T, T']; instead it returns an empty tensor.
+    """
+
+    def table(self: Any, *_: Any, **__: Any) -> Tensor:
+        weight = self.relative_attention_bias.weight
+        radius = self.relative_attention_max_distance
+        bucket = self._relative_position_bucket(
+            torch.arange(-radius, radius + 1, device=weight.device),
+            bidirectional=not self.is_decoder,
+            num_buckets=self.relative_attention_num_buckets,
+            max_distance=radius,
+        )
+        return weight[bucket].t()
+
+    def empty(self: Any, *_: Any, **__: Any) -> Tensor:
+        return self.q.weight.new_empty(0)
+
+    for stack in (model.encoder, model.decoder):
+        for block in stack.block:
+            own = block.layer[0].SelfAttention
+            if own.has_relative_attention_bias:
+                own.compute_bias = types.MethodType(table, own)
+            if stack.is_decoder:
+                cross = block.layer[1].EncDecAttention
+                cross.has_relative_attention_bias = True
+                cross.compute_bias = types.MethodType(empty, cross)
+                cross.sacglam_cross = True

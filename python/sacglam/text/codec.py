@@ -1,0 +1,138 @@
+"""Tokenises each segment once and keeps its ids."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import CandidateError
+from .template import PromptTemplate
+
+Ids = npt.NDArray[np.int32]
+
+
+class TokenisationWarning(UserWarning):
+    """Segments do not tokenise to the ids of the whole prompt, or a word is unknown."""
+
+
+class TextCodec:
+    """Turns segments and actions into token ids with a Hugging Face tokenizer, each text once.
+
+    A prompt is *defined* as the concatenation of its segments' ids, framed by the special tokens the
+    tokenizer itself would add (for a causal model only those in front). `check` says where that
+    differs from tokenising the joined text.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer.
+        template: the prompt's segments.
+        encoder_decoder: whether actions go to a decoder (then special tokens close the prompt).
+    """
+
+    def __init__(self, tokenizer: Any, template: PromptTemplate, *, encoder_decoder: bool) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.encoder_decoder = encoder_decoder
+        self._cache: dict[str, Ids] = {}
+        self._warned_unknown = False
+        self.prefix, self.suffix = _special_frame(tokenizer)
+        if not encoder_decoder:
+            self.suffix = self.suffix[:0]
+
+    def ids(self, text: str) -> Ids:
+        """Token ids of one segment, without special tokens; int32 [n], cached."""
+        found = self._cache.get(text)
+        if found is None:
+            raw = self.tokenizer(text, add_special_tokens=False).input_ids
+            found = np.asarray(raw, dtype=np.int32)
+            found.flags.writeable = False
+            self._cache[text] = found
+            unknown = getattr(self.tokenizer, "unk_token_id", None)
+            if unknown is not None and not self._warned_unknown and (found == unknown).any():
+                self._warned_unknown = True
+                warnings.warn(
+                    f"the tokenizer does not know a part of {text!r}: it becomes the unknown token. "
+                    "For the built-in tiny models, add the missing words to the environment's "
+                    "`vocabulary` attribute (a list of texts).",
+                    TokenisationWarning,
+                    stacklevel=2,
+                )
+        return found
+
+    def action(self, action: str) -> Ids:
+        """Token ids of an action as a candidate continuation; int32 [n].
+
+        Raises:
+            CandidateError: the action's text gives no tokens.
+        """
+        ids = self.ids(f" {action}")
+        if not len(ids):
+            raise CandidateError(
+                f"the action {action!r} has no tokens: every candidate needs a non-blank text"
+            )
+        return ids
+
+    def opening(self) -> Ids:
+        """Special tokens in front, instruction and goal label; int32 [n]."""
+        return np.concatenate([self.prefix, self.ids(self.template.opening)])
+
+    def closing(self) -> Ids:
+        """The action label and the special tokens at the end; int32 [n]."""
+        return np.concatenate([self.ids(self.template.action_label), self.suffix])
+
+    def prompt(
+        self,
+        goal: str,
+        observation: str,
+        history: Sequence[tuple[str, str]] = (),
+        actions: Sequence[str] = (),
+    ) -> Ids:
+        """The whole prompt's ids; int32 [n]. Arguments as `PromptTemplate.segments`."""
+        parts = [self.ids(s) for s in self.template.segments(goal, observation, history, actions)]
+        return np.concatenate([self.prefix, *parts, self.suffix])
+
+    def text(self, text: str) -> Ids:
+        """A prompt given as one text, framed by the special tokens; int32 [n]."""
+        return np.concatenate([self.prefix, self.ids(text), self.suffix])
+
+    def check(self, goal: str, observation: str, actions: Sequence[str]) -> bool:
+        """Compare segment-wise ids with those of the joined text; warn where they differ."""
+        segments = self.template.segments(goal, observation, (), actions)
+        apart = np.concatenate([self.ids(s) for s in segments])
+        together = np.asarray(
+            self.tokenizer("".join(segments), add_special_tokens=False).input_ids, dtype=np.int32
+        )
+        if np.array_equal(apart, together):
+            return True
+        at = int(
+            next(
+                (k for k, (a, b) in enumerate(zip(apart, together, strict=False)) if a != b),
+                min(len(apart), len(together)),
+            )
+        )
+        warnings.warn(
+            "this tokenizer gives other ids for the prompt's segments than for the whole prompt "
+            f"(first difference at token {at}: apart {self.tokenizer.decode(apart[at : at + 4])!r}, "
+            f"together {self.tokenizer.decode(together[at : at + 4])!r}). Training stays consistent, "
+            "since acting and replay both use the segments; a pretrained model sees slightly unusual "
+            "token boundaries.",
+            TokenisationWarning,
+            stacklevel=2,
+        )
+        return False
+
+
+def _special_frame(tokenizer: Any) -> tuple[Ids, Ids]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    bare = list(tokenizer("a", add_special_tokens=False).input_ids)
+    full = list(tokenizer("a").input_ids)
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            before, after = full[:start], full[start + len(bare) :]
+            break
+    else:
+        before, after = [], []
+    return np.asarray(before, dtype=np.int32), np.asarray(after, dtype=np.int32)

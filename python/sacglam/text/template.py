@@ -1,0 +1,73 @@
+"""The prompt as a sequence of segments, so that hindsight can swap the goal without a tokenizer.
+
+    {instruction}\\nGoal: {goal}[\\n{earlier observation}\\nAction: {its action}]*\\n{observation}\\nAction:
+
+Every segment starts with its own white space, where byte-pair and sentence-piece tokenizers split
+anyway, so a prompt tokenised by segments has the ids of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How goal, history, observation and (optionally) the action list become a prompt.
+
+    Attributes:
+        instruction: a fixed text before everything else; may be empty.
+        history: how many earlier steps (observation and action) of the episode are shown.
+        list_actions: whether the admissible actions are written into the prompt.
+    """
+
+    instruction: str = ""
+    history: int = 0
+    list_actions: bool = False
+    goal_label: str = "Goal:"
+    action_label: str = "\nAction:"
+    actions_label: str = "\nPossible actions:"
+    actions_separator: str = ","
+
+    @property
+    def opening(self) -> str:
+        """The literal before the goal."""
+        return f"{self.instruction}\n{self.goal_label}" if self.instruction else self.goal_label
+
+    def goal(self, goal: str) -> str:
+        """The goal's segment."""
+        return f" {goal}"
+
+    def observation(self, observation: str) -> str:
+        """An observation's segment, current or earlier."""
+        return f"\n{observation}"
+
+    def segments(
+        self,
+        goal: str,
+        observation: str,
+        history: Sequence[tuple[str, str]] = (),
+        actions: Sequence[str] = (),
+    ) -> list[str]:
+        """The prompt's texts in order; their concatenation is the prompt.
+
+        Args:
+            goal: the goal's text.
+            observation: the current observation.
+            history: earlier (observation, action) pairs, oldest first; the last `self.history` count.
+            actions: the admissible actions, used only if `list_actions`.
+        """
+        parts = [self.opening, self.goal(goal)]
+        shown = history[-self.history :] if self.history else ()
+        for past_observation, past_action in shown:
+            parts += [self.observation(past_observation), self.action_label, f" {past_action}"]
+        parts.append(self.observation(observation))
+        if self.list_actions:
+            parts.append(self.actions_label)
+            for k, action in enumerate(actions):
+                if k:
+                    parts.append(self.actions_separator)
+                parts.append(f" {action}")
+        parts.append(self.action_label)
+        return parts
