@@ -1,0 +1,228 @@
+"""An independent, plain Python replay buffer that draws the same batches, bit for bit.
+
+It shares no code and no data structure with the native one: contents are lists, every draw is
+made by enumerating what could be drawn.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix64(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+class Rng:
+    def __init__(self, seed: int, batch: int, row: int) -> None:
+        a = mix64((seed + GOLDEN) & MASK)
+        b = mix64(a ^ ((batch + GOLDEN) & MASK))
+        self.state = mix64(b ^ ((row + GOLDEN) & MASK))
+
+    def next(self) -> int:
+        self.state = (self.state + GOLDEN) & MASK
+        return mix64(self.state)
+
+    def choose(self, items):
+        return items[(self.next() * len(items)) >> 64]
+
+    def unit(self) -> float:
+        return (self.next() >> 11) * 2.0**-53
+
+
+class Oracle:
+    def __init__(
+        self, capacity, *, n_step, gamma, her_strategy, her_ratio, her_balance, her_reward, seed
+    ):
+        self.capacity, self.n, self.gamma = capacity, n_step, gamma
+        self.strategy, self.ratio, self.balance = her_strategy, her_ratio, her_balance
+        self.her_reward, self.seed = her_reward, seed
+        self.texts: list[tuple[int, ...]] = []
+        self.sets: list[tuple[int, ...]] = []
+        self.ops: list = []
+        self.episodes: dict[int, dict] = {}
+        self.next_id = 0
+        self.batches = 0
+        self.active: list[int] = []  # goals, in the order that decides their index
+
+    def intern_text(self, ids):
+        return self._intern(self.texts, ids)
+
+    def intern_candidates(self, ids):
+        return self._intern(self.sets, ids)
+
+    @staticmethod
+    def _intern(table, ids):
+        key = tuple(int(i) for i in ids)
+        if key not in table:
+            table.append(key)
+        return table.index(key)
+
+    def set_template(self, ops):
+        self.ops = ops
+
+    # --- contents
+
+    def add_episode(
+        self,
+        goal,
+        observations,
+        candidates,
+        actions,
+        rewards,
+        terminated,
+        truncated,
+        achieved_offsets,
+        achieved,
+    ):
+        length = len(actions)
+        while self.steps() + length > self.capacity:
+            self._evict()
+        achieved_sets = [
+            list(dict.fromkeys(achieved[achieved_offsets[t] : achieved_offsets[t + 1]]))
+            for t in range(length)
+        ]
+        self.episodes[self.next_id] = {
+            "goal": goal,
+            "obs": list(observations),
+            "cand": list(candidates),
+            "act": list(actions),
+            "rew": [float(np.float32(r)) for r in rewards],
+            "term": terminated,
+            "events": [(t, g) for t in range(length) for g in achieved_sets[t]],
+        }
+        for _, g in self._eligible(self.episodes[self.next_id]):
+            if g not in self.active:
+                self.active.append(g)
+        self.next_id += 1
+        return self.next_id - 1
+
+    def steps(self):
+        return sum(len(e["act"]) for e in self.episodes.values())
+
+    def _eligible(self, e):
+        if self.strategy == "final":
+            last = max((t for t, _ in e["events"]), default=None)
+            return [(t, g) for t, g in e["events"] if t == last]
+        return e["events"]
+
+    def _evict(self):
+        oldest = self.episodes.pop(min(self.episodes))
+        left = [g for e in self.episodes.values() for _, g in self._eligible(e)]
+        gone = self._eligible(oldest)
+        for i, (_, g) in enumerate(gone):
+            if g in left or g in [h for _, h in gone[i + 1 :]]:
+                continue
+            place = self.active.index(g)
+            last = self.active.pop()
+            if place < len(self.active):
+                self.active[place] = last
+
+    # --- sampling
+
+    def prompt(self, obs, cand, act, t, goal):
+        out: list[int] = []
+        for op in self.ops:
+            kind = op[0]
+            if kind == "literal":
+                out += self.texts[op[1]]
+            elif kind == "goal":
+                out += self.texts[goal]
+            elif kind == "observation":
+                out += self.texts[obs[t]]
+            elif kind == "actions":
+                for i, a in enumerate(self.sets[cand[t]]):
+                    out += (self.texts[op[1]] if i else ()) + self.texts[a]
+            elif kind == "history":
+                for i in range(max(0, t - op[1]), t):
+                    for part in op[2]:
+                        if part[0] == "literal":
+                            out += self.texts[part[1]]
+                        elif part[0] == "observation":
+                            out += self.texts[obs[i]]
+                        else:
+                            out += self.texts[self.sets[cand[i]][act[i]]]
+        return out
+
+    def assemble(self, goal, observations, candidates, actions, t):
+        return self.prompt(observations, candidates, actions, t, goal)
+
+    def sample(self, batch_size):
+        batch, self.batches = self.batches, self.batches + 1
+        possible = self.strategy != "none" and bool(self.active)
+        exact = self.ratio * batch_size if possible else 0.0
+        share = math.floor(exact)
+        if possible and Rng(self.seed, batch, MASK).unit() < exact - share:
+            share += 1
+        rows = []
+        for i in range(batch_size):
+            rng = Rng(self.seed, batch, i)
+            relabel = (i + 1) * share // batch_size > i * share // batch_size
+            rows.append(self._row(*(self._relabeled(rng) if relabel else self._plain(rng))))
+        return rows
+
+    def _transitions(self):
+        return [(i, t) for i, e in self.episodes.items() for t in range(len(e["act"]))]
+
+    def _plain(self, rng):
+        episode, t = rng.choose(self._transitions())
+        return episode, t, self.episodes[episode]["goal"], False
+
+    def _relabeled(self, rng):
+        events = [(i, t, g) for i, e in self.episodes.items() for t, g in self._eligible(e)]
+        if self.strategy == "random":
+            episode, t, _, _ = self._plain(rng)
+            if self.balance == "goals":
+                return episode, t, rng.choose(self.active), True
+            return episode, t, rng.choose(events)[2], True
+        if self.balance == "goals":
+            goal = rng.choose(self.active)
+            episode, at, _ = rng.choose([x for x in events if x[2] == goal])
+            length = len(self.episodes[episode]["act"])
+            t = rng.choose(range(at + 1 if self.strategy == "future" else length))
+            return episode, t, goal, True
+
+        def choices(episode, t):
+            e = self.episodes[episode]
+            return [g for s, g in self._eligible(e) if s >= t or self.strategy != "future"]
+
+        episode, t = rng.choose([x for x in self._transitions() if choices(*x)])
+        return episode, t, rng.choose(choices(episode, t)), True
+
+    def _row(self, episode, t, goal, relabeled):
+        e = self.episodes[episode]
+        length = len(e["act"])
+        total, gamma_k, m, terminal = 0.0, 1.0, 0, False
+        for k in range(t, min(t + self.n, length)):
+            m += 1
+            hit = relabeled and (k, goal) in e["events"]
+            reward = (
+                (float(np.float32(self.her_reward)) if hit else 0.0) if relabeled else e["rew"][k]
+            )
+            total += gamma_k * reward
+            gamma_k *= self.gamma
+            if hit or (not relabeled and e["term"] and k == length - 1):
+                terminal = True
+                break
+        return {
+            "prompt": self.prompt(e["obs"], e["cand"], e["act"], t, goal),
+            "next_prompt": self.prompt(e["obs"], e["cand"], e["act"], t + m, goal),
+            "candidates": e["cand"][t],
+            "next_candidates": e["cand"][t + m],
+            "action": e["act"][t],
+            "n_step_return": np.float32(total),
+            "discount": np.float32(0.0 if terminal else gamma_k),
+            "weight": np.float32(1.0),
+            "steps": m,
+            "goal": goal,
+            "relabeled": int(relabeled),
+            "episode": episode,
+            "step": t,
+        }
