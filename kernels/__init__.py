@@ -1,1 +1,36 @@
-"""Operations with a plain torch reference beside a Triton kernel; knows nothing of RL."""
+"""Operations with a plain torch reference beside a Triton kernel; knows nothing of RL.
+
+Each operation has two files: `<name>.py` (formula, reference, torch path, autograd, the public
+function) and `<name>_triton.py` (kernels and launchers), which is imported on first use on a GPU.
+"""
+
+from __future__ import annotations
+
+from .attention_plan import AttentionPlan, plan_forest, plan_segments
+from .backend import Backend, triton_available
+from .candidate_softmax import CandidatePolicy, candidate_softmax, candidate_softmax_reference
+from .forest_attention import (
+    attention,
+    attention_reference,
+    forest_attention,
+    segment_attention,
+)
+from .linear_logprob import edge_logits, linear_logprob, linear_logprob_reference
+
+__all__ = [
+    "AttentionPlan",
+    "Backend",
+    "CandidatePolicy",
+    "attention",
+    "attention_reference",
+    "candidate_softmax",
+    "candidate_softmax_reference",
+    "edge_logits",
+    "forest_attention",
+    "linear_logprob",
+    "linear_logprob_reference",
+    "plan_forest",
+    "plan_segments",
+    "segment_attention",
+    "triton_available",
+]

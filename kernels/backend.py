@@ -1,0 +1,60 @@
+"""Which implementation runs: plain torch, or Triton. Triton is imported on first use only."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+Backend = Literal["auto", "torch", "triton"]
+
+
+@lru_cache(maxsize=1)
+def triton_available() -> bool:
+    """Whether the `triton` package can be imported (it is optional)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in Triton's CPU interpreter (`TRITON_INTERPRET=1`)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def use_triton(backend: Backend, tensor: torch.Tensor) -> bool:
+    """Resolve `backend` for work on `tensor`.
+
+    "auto": Triton on CUDA where it is installed, torch elsewhere. "triton" on a CPU tensor needs
+    TRITON_INTERPRET=1. Raises ValueError for an unknown name or a device Triton cannot serve, and
+    ImportError where "triton" is asked for and absent.
+    """
+    if backend == "torch":
+        return False
+    if backend == "auto":
+        return tensor.is_cuda and triton_available()
+    if backend != "triton":
+        raise ValueError(f"backend={backend!r}: need 'auto', 'torch' or 'triton'")
+    if not triton_available():
+        raise ImportError("backend='triton' needs the package triton: pip install 'sacglam[gpu]'")
+    if not tensor.is_cuda and not interpreting():
+        raise ValueError(
+            f"backend='triton' needs CUDA tensors, got {tensor.device}; on the CPU use "
+            "backend='torch', or set TRITON_INTERPRET=1 before Triton is imported"
+        )
+    return True
+
+
+def last_dim_contiguous(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if its last dimension is dense, else a contiguous copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def empty_heads_last(heads: int, rows: int, dim: int, like: torch.Tensor) -> torch.Tensor:
+    """An uninitialised [heads, rows, dim] view on memory laid out [rows, heads, dim].
+
+    That is the order in which a transformer's projections read and write, so that no copy is
+    needed on either side of the attention.
+    """
+    return like.new_empty(rows, heads, dim).transpose(0, 1)

@@ -1,0 +1,156 @@
+"""Compile every kernel ahead of time for sm_90 and report what the compiler made of it.
+
+    python tests/kernels/aot_sm90.py [--all]      (needs triton, no GPU, no TRITON_INTERPRET)
+
+Prints one JSON object a line: kernel, case, registers, spills (bytes), tensor-core instructions.
+The launchers run unchanged on CPU tensors, with a recorder in place of each kernel, so that what is
+compiled is what they launch: types, constants, divisibility of strides, warps and stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sacglam.kernels import candidate_softmax_triton as softmax
+from sacglam.kernels import forest_attention_triton as attention
+from sacglam.kernels import linear_logprob_triton as head
+from sacglam.kernels import plan_forest
+
+_TYPES = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32",
+    torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
+_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+
+
+class Recorder:
+    """Stands in for a jitted kernel and compiles each launch instead of running it."""
+
+    def __init__(self, kernel: Any, found: list[dict[str, Any]]) -> None:
+        self.kernel, self.found = kernel, found
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            options = {k: kwargs.pop(k) for k in _OPTIONS if k in kwargs}
+            values = dict(zip(self.kernel.arg_names, args, strict=False), **kwargs)
+            self.found.append({"kernel": self.kernel.__name__, **self._compile(values, options)})
+
+        return launch
+
+    def _compile(self, values: dict[str, Any], options: dict[str, int]) -> dict[str, Any]:
+        signature, constants, attributes = {}, {}, {}
+        declared = {p.name for p in self.kernel.params if p.is_constexpr}
+        for i, name in enumerate(self.kernel.arg_names):
+            value = values[name]
+            aligned = False
+            if name in declared or (isinstance(value, int) and value == 1):
+                signature[name] = "constexpr"
+                constants[(i,)] = value
+            elif isinstance(value, torch.Tensor):
+                signature[name] = _TYPES[value.dtype]
+                aligned = True
+            elif isinstance(value, int):
+                signature[name] = "i32"
+                aligned = value % 16 == 0
+            else:
+                signature[name] = "fp32"
+            if aligned:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        return {**options, "shared": compiled.metadata.shared, **_inspect(compiled.asm["cubin"])}
+
+
+def _inspect(cubin: bytes) -> dict[str, int]:
+    """Registers, spill traffic and tensor-core instructions of a compiled kernel."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
+        sass = subprocess.check_output([tool, "--dump-sass", file.name], text=True)
+    # Loads and stores of local memory are what a spill is made of.
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),  # type: ignore[index]
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        "hgmma": sass.count("HGMMA"),
+        "hmma": len(re.findall(r"\bHMMA", sass)),
+    }
+
+
+def _attention_case(dim: int, heads: int, kv_heads: int, prefix: int, bias: bool) -> None:
+    tokens = 300
+    end = torch.full((tokens,), tokens, dtype=torch.int32)
+    start = torch.tensor([prefix, tokens], dtype=torch.int32)
+    plan = plan_forest(end, start, prefix=prefix, pos=end)
+    q = torch.zeros(heads, tokens, dim, dtype=torch.bfloat16)
+    k = torch.zeros(kv_heads, tokens, dim, dtype=torch.bfloat16)
+    table = torch.zeros(heads, 257, dtype=torch.bfloat16) if bias else None
+    out, lse = attention.attention_forward(q, k, k, plan, table, 1.0)
+    attention.attention_backward(
+        out, q, k, k, out, lse, plan, table, 1.0, need_bias_grad=False
+    )  # fmt: skip
+
+
+def _head_case(rows: int, dim: int, vocab: int) -> None:
+    h = torch.zeros(rows, dim, dtype=torch.bfloat16)
+    weight = torch.zeros(1, dtype=torch.bfloat16).expand(vocab, dim)
+    weight = torch.empty(vocab, dim, dtype=torch.bfloat16) if vocab < 50_000 else weight
+    index = torch.zeros(64, dtype=torch.int32)
+    lse = head.logsumexp_forward(h, weight)
+    head.edge_forward(h, weight, index, index, lse)
+    buffer = torch.zeros(rows, 128, dtype=torch.bfloat16)
+    head.launch_probabilities(h, weight, lse, lse, buffer, 0, 128)
+
+
+def _softmax_case() -> None:
+    logp, index = torch.zeros(64), torch.zeros(65, dtype=torch.int32)
+    log_pi, entropy, scores = softmax.forward(logp, index, index, index, 1.0, False)
+    softmax.backward(log_pi, entropy, scores, index, index, index, log_pi, entropy, 64, 1.0, False)
+
+
+def report(everything: bool = False) -> Iterator[dict[str, Any]]:
+    """One record a kernel and case: the two headline models, and with `everything` more."""
+    cases: dict[str, Any] = {
+        "Qwen2.5-0.5B attention": lambda: _attention_case(64, 14, 2, 0, False),
+        "Flan-T5-base attention": lambda: _attention_case(64, 12, 12, 0, True),
+        "Qwen2.5-0.5B head": lambda: _head_case(1568, 896, 1520),
+        "Flan-T5-base head": lambda: _head_case(1568, 768, 1520),
+        "policy": _softmax_case,
+    }
+    if everything:
+        cases |= {
+            "shared prefix": lambda: _attention_case(64, 14, 2, 96, False),
+            "head dimension 128": lambda: _attention_case(128, 16, 8, 0, False),
+            "head dimension 96": lambda: _attention_case(96, 8, 8, 0, False),
+            "head dimension 256": lambda: _attention_case(256, 4, 1, 0, False),
+        }
+    found: list[dict[str, Any]] = []
+    for module in (attention, head, softmax):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
+                setattr(module, name, Recorder(value, found))
+    for case, run in cases.items():
+        run()
+        yield from ({"case": case, **record} for record in found)
+        found.clear()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="head dimensions 96 to 256, prefix")
+    for record in report(parser.parse_args().all):
+        print(json.dumps(record), flush=True)

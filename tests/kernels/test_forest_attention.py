@@ -1,0 +1,217 @@
+"""Packed attention against the dense float64 mask: torch path always, Triton when interpreted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sacglam.kernels import (
+    attention,
+    attention_reference,
+    forest_attention,
+    plan_forest,
+    plan_segments,
+    segment_attention,
+)
+
+# name -> (tree sizes, prefix, H, Hkv, D, bias, trunk)
+FORESTS = {
+    "one token": ([1], 0, 1, 1, 16, False, 1.0),
+    "one prompt, one chain": ([23], 0, 2, 2, 16, False, 1.0),
+    "chain with bias": ([40], 0, 1, 1, 8, True, 1.0),
+    "ragged, grouped heads": ([5, 17, 1, 30], 0, 4, 2, 16, False, 0.5),
+    "ragged, prefix, bias": ([5, 17, 1, 30], 7, 4, 2, 16, True, 0.5),
+    "bushy": ([60], 0, 2, 1, 16, True, 0.05),
+    "long and short": ([110, 3], 0, 2, 2, 24, True, 0.8),
+    "many small, long prefix": ([3] * 20, 33, 2, 1, 16, False, 0.3),
+    "odd head dimension": ([33, 20], 5, 3, 1, 20, False, 0.7),
+}
+
+
+def _inputs(shapes, dtype, seed):
+    """Leaves laid out [T, H, D] in memory and seen as [H, T, D], as a transformer hands them."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for heads, tokens, dim in shapes:
+        x = torch.randn(tokens, heads, dim, generator=generator, dtype=torch.float64)
+        made.append(x.to(dtype).transpose(0, 1).requires_grad_())
+    return made, generator
+
+
+def _compare(plan, heads, kv_heads, dim, with_bias, dtype, backend, tolerance, relative_error):
+    shapes = [(heads, plan.q_total, dim), *[(kv_heads, plan.k_total, dim)] * 2]
+    leaves, generator = _inputs(shapes, dtype, seed=1)
+    bias = None
+    if with_bias:  # a radius smaller than the depths, so that clamping is exercised
+        bias = torch.randn(heads, 13, generator=generator).to(dtype).requires_grad_()
+        leaves.append(bias)
+    out = attention(*leaves[:3], plan, bias=bias, backend=backend)
+    expected = attention_reference(*leaves[:3], plan, bias=bias)
+    assert out.shape == expected.shape
+    assert out.dtype == dtype
+    assert relative_error(out, expected) < tolerance
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    got = torch.autograd.grad((out.double() * weight).sum(), leaves)
+    want = torch.autograd.grad((expected * weight).sum(), leaves)
+    for name, a, b in zip(("dq", "dk", "dv", "dbias"), got, want, strict=False):
+        assert relative_error(a, b) < tolerance, name
+
+
+def _case(make_forest, name):
+    sizes, prefix, heads, kv_heads, dim, with_bias, trunk = FORESTS[name]
+    forest = make_forest(sizes, prefix=prefix, trunk=trunk)
+    plan = plan_forest(forest.end, forest.tree_start, prefix=prefix, pos=forest.pos)
+    return plan, heads, kv_heads, dim, with_bias
+
+
+@pytest.mark.parametrize("name", FORESTS)
+def test_forest_matches_dense_mask(name, make_forest, relative_error):
+    _compare(*_case(make_forest, name), torch.float64, "torch", 1e-12, relative_error)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_forest_in_lower_precision(dtype, tolerance, make_forest, relative_error):
+    case = _case(make_forest, "ragged, prefix, bias")
+    _compare(*case, dtype, "torch", tolerance, relative_error)
+
+
+@pytest.mark.parametrize("name", FORESTS)
+def test_forest_kernels(name, interpreter, make_forest, relative_error):
+    _compare(*_case(make_forest, name), torch.float32, "triton", 5e-6, relative_error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_forest_kernels_in_16_bits(dtype, interpreter, make_forest, relative_error):
+    case = _case(make_forest, "ragged, prefix, bias")
+    _compare(*case, dtype, "triton", 2e-2, relative_error)
+
+
+def _segments(q_sizes, k_sizes):
+    starts = [torch.tensor([0, *s]).cumsum(0).int() for s in (q_sizes, k_sizes)]
+    q_total, k_total = sum(q_sizes), sum(k_sizes)
+    positions = [torch.cat([torch.arange(n) for n in s]).int() for s in (q_sizes, k_sizes)]
+    return plan_segments(
+        starts[0], q_total, starts[1], k_total, q_pos=positions[0], k_pos=positions[1]
+    )
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("sizes", [([4, 19, 1], [4, 19, 1]), ([2, 7, 40], [50, 1, 33])])
+def test_segments_match_dense_mask(sizes, with_bias, relative_error):
+    plan = _segments(*sizes)
+    _compare(plan, 4, 2, 16, with_bias, torch.float64, "torch", 1e-12, relative_error)
+
+
+@pytest.mark.parametrize("sizes", [([4, 19, 1], [4, 19, 1]), ([2, 7, 40], [50, 1, 33])])
+def test_segment_kernels(sizes, interpreter, relative_error):
+    plan = _segments(*sizes)
+    _compare(plan, 4, 2, 16, True, torch.float32, "triton", 5e-6, relative_error)
+
+
+def test_query_without_keys_gets_zeros():
+    plan = _segments([3, 2], [0, 4])
+    q, k, v = torch.randn(2, 5, 8), torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    out = attention(q, k, v, plan, backend="torch")
+    assert out[:, :3].abs().max() == 0
+    torch.testing.assert_close(out.double(), attention_reference(q, k, v, plan))
+
+
+def test_gradcheck(make_forest):
+    forest = make_forest([4, 3], prefix=2)
+    plan = plan_forest(forest.end, forest.tree_start, prefix=2, pos=forest.pos)
+    (q, k, v), generator = _inputs([(2, 9, 4), (1, 9, 4), (1, 9, 4)], torch.float64, seed=3)
+    bias = torch.randn(2, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *x: attention(*x[:3], plan, bias=x[3], backend="torch"), (q, k, v, bias)
+    )
+
+
+def test_output_is_laid_out_for_the_next_projection(make_forest):
+    forest = make_forest([6, 5])
+    q = torch.randn(3, 11, 8)
+    out = forest_attention(q, q, q, forest.end, forest.tree_start)
+    assert out.transpose(0, 1).is_contiguous()
+
+
+@pytest.mark.parametrize("fault", ["branch sees branch", "no causality", "depth off by one"])
+def test_a_wrong_mask_is_noticed(fault, make_forest, relative_error):
+    """Negative control: what the comparison above must catch moves the result by over 1 %."""
+    forest = make_forest([30, 12], trunk=0.4, seed=5)
+    plan = plan_forest(forest.end, forest.tree_start, pos=forest.pos)
+    (q, k, v), generator = _inputs([(2, 42, 8)] * 3, torch.float64, seed=2)
+    bias = torch.randn(2, 21, generator=generator, dtype=torch.float64)
+    good = attention_reference(q, k, v, plan, bias=bias)
+    if fault == "branch sees branch":
+        ends = torch.tensor([30] * 30 + [42] * 12, dtype=torch.int32)
+        plan = plan_forest(ends, forest.tree_start, pos=forest.pos)
+    elif fault == "no causality":
+        plan = plan_segments(forest.tree_start, 42, q_pos=forest.pos)
+    else:
+        plan = plan_segments(forest.tree_start, 42, q_pos=forest.pos)
+        plan.end, plan.q_pos = forest.end, forest.pos + (forest.pos > 3).int()
+    wrong = attention(q, k, v, plan, bias=bias, backend="torch")
+    assert relative_error(wrong, good) > 1e-2
+
+
+def test_padding_tokens_are_trees_of_their_own(make_forest):
+    """A pack padded to a bucket's size gives the same results in its real part."""
+    forest = make_forest([9, 4])
+    end = torch.cat([forest.end, torch.arange(14, 20).int()])
+    start = torch.cat([forest.tree_start, torch.tensor([19], dtype=torch.int32)])
+    x = torch.randn(2, 19, 8, dtype=torch.float64)
+    padded = forest_attention(x, x, x, end, start)
+    alone = forest_attention(*[x[:, :13]] * 3, forest.end, forest.tree_start)
+    torch.testing.assert_close(padded[:, :13], alone)
+    torch.testing.assert_close(padded[:, 13:], x[:, 13:])
+
+
+def test_tiles_cover_every_token_once(make_forest):
+    forest = make_forest([5, 17, 1, 64, 65], prefix=7)
+    plan = plan_forest(forest.end, forest.tree_start, prefix=7)
+    for side, first in (("q", 0), ("k", 7)):
+        tiles = plan.tiles(side, 16).tolist()
+        covered = [t for a, b, *_ in tiles for t in range(a, min(b, a + 16))]
+        assert sorted(covered) == list(range(first, 159))
+        starts = forest.tree_start.tolist()
+        for begin, stop, other_begin, other_end in tiles:
+            if begin < stop and begin >= 7:
+                tree = max(i for i, s in enumerate(starts) if s <= begin)
+                assert (other_begin, other_end) == (starts[tree], starts[tree + 1])
+                assert stop == starts[tree + 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(end=[2, 2, 2, 4]), "i < end"),
+        (dict(end=[4, 4, 3, 5]), "i < end"),
+        (dict(tree_start=[0, 3]), "rise from 0 to 4"),
+        (dict(tree_start=[0, 3, 2, 4]), "rise from 0 to 4"),
+        (dict(prefix=1), "rise from 1 to 4"),
+        (dict(heads=3), "multiple"),
+        (dict(tokens=5), "plan is for 4"),
+        (dict(bias=[2, 5]), "depths"),
+        (dict(bias=[2, 4], pos=True), "2R \\+ 1"),
+        (dict(backend="cuda"), "need 'auto'"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    end = torch.tensor(change.get("end", [4, 4, 4, 4]), dtype=torch.int32)
+    start = torch.tensor(change.get("tree_start", [0, 4]), dtype=torch.int32)
+    q = torch.randn(change.get("heads", 2), change.get("tokens", 4), 8)
+    k = torch.randn(2, change.get("tokens", 4), 8)
+    bias = torch.zeros(*change["bias"]) if "bias" in change else None
+    pos = torch.arange(4).int() if "pos" in change else None
+    with pytest.raises(ValueError, match=message):
+        forest_attention(
+            q, k, k, end, start, prefix=change.get("prefix", 0), pos=pos, bias=bias,
+            backend=change.get("backend", "auto"),
+        )  # fmt: skip
+
+
+def test_segment_attention_defaults_to_self(relative_error):
+    x = torch.randn(2, 9, 8)
+    start = torch.tensor([0, 4, 9], dtype=torch.int32)
+    out = segment_attention(x, x, x, start)
+    expected = attention_reference(x, x, x, plan_segments(start, 9))
+    assert relative_error(out, expected) < 1e-6
