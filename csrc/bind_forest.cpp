@@ -5,7 +5,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <numeric>
+#include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -39,14 +42,23 @@ Array<std::int64_t> take(std::vector<std::int64_t>&& values) {
 
 py::dict pack(const forest::Packer& packer, const Array<std::int32_t>& prompts,
               const Array<std::int64_t>& offsets, const Array<std::int32_t>& sets,
-              bool keep_leaves) {
+              bool keep_leaves, const std::optional<Array<std::int64_t>>& rows) {
   const auto prompt_view = view(prompts, "prompts");
   const auto offset_view = view(offsets, "offsets");
   const auto set_view = view(sets, "sets");
+  std::span<const std::int64_t> row_view;
+  std::vector<std::int64_t> all_rows;
+  if (rows) {
+    row_view = view(*rows, "rows");
+  } else {
+    all_rows.resize(set_view.size());
+    std::iota(all_rows.begin(), all_rows.end(), std::int64_t{0});
+    row_view = all_rows;
+  }
   forest::Packed packed;
   {
     const py::gil_scoped_release unlocked;
-    packed = packer.pack(prompt_view, offset_view, set_view, keep_leaves);
+    packed = packer.pack(prompt_view, offset_view, set_view, row_view, keep_leaves);
   }
   py::dict out;
   out["ids"] = take(std::move(packed.ids));
@@ -85,7 +97,8 @@ void bind_forest(py::module_& m) {
           py::arg("set_id"), py::arg("tokens").noconvert(), py::arg("offsets").noconvert())
       .def("has_set", &forest::Packer::has_set, py::arg("set_id"))
       .def("pack", &pack, py::arg("prompts").noconvert(), py::arg("offsets").noconvert(),
-           py::arg("sets").noconvert(), py::arg("keep_leaves") = true);
+           py::arg("sets").noconvert(), py::arg("keep_leaves") = true,
+           py::arg("rows") = py::none());
 }
 
 }  // namespace sacglam

@@ -146,31 +146,36 @@ class Packer {
 
   // Packs B prompts (concatenated ids, offsets [B + 1]) with their set ids [B]. Equal (prompt, set)
   // pairs become one tree. keep_leaves: run last tokens too (the critic reads their hidden state);
-  // without it, nodes that have no children are left out.
+  // without it, nodes that have no children are left out. rows: which of the B prompts to pack, in
+  // this order.
   [[nodiscard]] Packed pack(std::span<const std::int32_t> prompts,
                             std::span<const std::int64_t> offsets,
-                            std::span<const std::int32_t> sets, bool keep_leaves) const {
-    check(prompts, offsets, sets);
+                            std::span<const std::int32_t> sets, std::span<const std::int64_t> rows,
+                            bool keep_leaves) const {
+    check(prompts, offsets, sets, rows);
     Packed out;
     out.tree_start.push_back(0);
     out.candidate_offsets.push_back(0);
     out.path_offsets.push_back(0);
     out.encoder_start.push_back(0);
-    std::unordered_multimap<std::size_t, std::size_t> seen;  // hash -> row that made a tree
-    for (std::size_t row = 0; row < sets.size(); ++row) {
+    // hash of a row that made a tree -> that row and its tree
+    std::unordered_multimap<std::size_t, std::pair<std::size_t, std::int64_t>> seen;
+    for (const std::int64_t signed_row : rows) {
+      const auto row = static_cast<std::size_t>(signed_row);
       const auto prompt = slice(prompts, offsets, row);
       const std::size_t hash = hash_of(prompt, sets[row]);
       std::int64_t tree = -1;
       for (auto [it, last] = seen.equal_range(hash); it != last; ++it) {
-        const auto other = slice(prompts, offsets, it->second);
-        if (sets[it->second] == sets[row] && std::ranges::equal(prompt, other)) {
-          tree = out.tree_of_row[it->second];
+        const auto [other, its_tree] = it->second;
+        if (sets[other] == sets[row] &&
+            std::ranges::equal(prompt, slice(prompts, offsets, other))) {
+          tree = its_tree;
           break;
         }
       }
       if (tree < 0) {
         tree = static_cast<std::int64_t>(out.tree_start.size()) - 1;
-        seen.emplace(hash, row);
+        seen.emplace(hash, std::pair{row, tree});
         append_tree(out, prompt, tries_[static_cast<std::size_t>(sets[row])], keep_leaves);
       }
       out.tree_of_row.push_back(tree);
@@ -194,7 +199,13 @@ class Packer {
   }
 
   void check(std::span<const std::int32_t> prompts, std::span<const std::int64_t> offsets,
-             std::span<const std::int32_t> sets) const {
+             std::span<const std::int32_t> sets, std::span<const std::int64_t> rows) const {
+    for (const std::int64_t row : rows) {
+      if (row < 0 || static_cast<std::size_t>(row) >= sets.size()) {
+        throw std::invalid_argument("row " + std::to_string(row) + " is not in the batch of " +
+                                    std::to_string(sets.size()));
+      }
+    }
     if (offsets.size() != sets.size() + 1) {
       throw std::invalid_argument("prompt offsets must have one entry more than there are sets");
     }

@@ -157,9 +157,14 @@ class Policy:
         sets: npt.NDArray[np.int32],
         *,
         leaves: bool = True,
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> Forest:
-        """Concatenated prompt ids [*], offsets [B + 1] and candidate sets [B] as one forest."""
-        packed = self.packer.pack(prompts, offsets, sets, leaves)
+        """Concatenated prompt ids [*], offsets [B + 1] and candidate sets [B] as one forest.
+
+        leaves: whether to run the candidates' last tokens, which Q needs and the policy does not.
+        rows: pack only these prompts of the batch.
+        """
+        packed = self.packer.pack(prompts, offsets, sets, leaves, rows)
         forest = forest_from_packed(packed, self.device)
         self.trunk.check_length(forest)
         return forest

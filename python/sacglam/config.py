@@ -1,0 +1,325 @@
+"""The configuration of a run: nested frozen dataclasses, one comment a field with unit and source.
+
+"paper" is SAC-GLAM (arXiv 2410.12481) or, where it is silent, its authors' code; "ours" was found by
+experiment (docs/settings.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    id: str = "playground/small"  # registered environment; `sacglam doctor` lists them
+    kwargs: dict[str, Any] = field(default_factory=dict)  # for the environment's constructor
+    num_envs: int = 16  # environments stepped together, one scoring pass for all
+    processes: int = 0  # worker processes; 0 steps in this process (ours: fastest above 1k steps/s)
+    split: str = "train"  # which goals are trained on, for environments that split them
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    id: str = "tiny-llama"  # hub id, local folder, or tiny-t5 / tiny-llama
+    dtype: str = "float32"  # float32, bfloat16, float64
+    attn: str = "fast"  # fast, or reference: the simplest code that is right
+    trust_remote_code: bool = False  # run code that comes with the model
+    hidden_size: int = 64  # tiny models only
+    layers: int = 2  # tiny models only
+    heads: int = 4  # tiny models only
+    feed_forward: int = 128  # tiny models only
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    r: int | None = None  # rank; 0 trains the whole model; null: 0 for tiny models, else 16 (paper)
+    alpha: int = 32  # scaling (paper)
+    target_modules: list[str] | None = None  # null: peft's default for the model (q and v, paper)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    history: int | None = None  # earlier steps shown; null: what the environment asks for
+    list_actions: bool = False  # write the admissible actions into the prompt
+    instruction: str | None = None  # first line; null: the environment's own
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    score: str = "logprob"  # or raw_logit, the sum of raw logits (the authors' code)
+    reduce: str = "sum"  # over an action's tokens (GLAM), or mean
+    temperature: float = 1.0  # tau of the softmax over candidates
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    trunk: str = "shared"  # or adapter: a LoRA adapter of its own
+    gradient: bool = True  # whether its gradient enters a shared trunk
+    heads: int = 2  # Q functions; 2: twin (SAC), 1: the authors' code
+    layers: list[int] = field(default_factory=lambda: [128])  # hidden widths of the Q heads
+    huber: float | None = None  # Huber threshold; null: squared error
+
+
+@dataclass(frozen=True)
+class SacConfig:
+    gamma: float = 0.9  # discount per step (ours; paper 0.99)
+    n_step: int = 3  # steps of the return (paper)
+    alpha: float = 0.01  # temperature, its first value if learned (ours)
+    learn_alpha: bool = False  # drive the entropy toward entropy_share * log K
+    entropy_share: float = 0.3  # c in c log K
+    alpha_lr: float = 1e-3  # learning rate of log alpha (paper)
+    target_rate: float = 0.02  # EMA rate of the target per update (ours; paper 0.005)
+    target_policy: bool = False  # take pi at s' from the target parameters: one pass less
+    prior: bool = False  # KL to the frozen model's own policy instead of entropy (LINVIT)
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    capacity: int = 200_000  # steps
+    her_strategy: str = "future"  # future, final, episode, random, none
+    her_ratio: float = 0.8  # share of relabeled rows (HER paper: 0.8)
+    her_balance: str = "goals"  # each goal an equal share (ours), or events
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 1e-3  # AdamW, language model (ours for tiny; use 1e-4 with LoRA, paper)
+    head_lr: float | None = None  # Q heads; null: lr
+    weight_decay: float = 0.0  # AdamW
+    grad_clip: float = 1.0  # largest gradient norm
+    batch_size: int = 64  # transitions an update
+    warmup_updates: int = 100  # linear warm-up of the learning rate
+    actor_weight: float = 1.0  # factor of the actor's loss beside the critic's (shared trunk)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    interval: int = 0  # environment steps between evaluations while training; 0: only at the end
+    episodes: int = 300  # episodes of the final evaluation
+    interval_episodes: int = 100  # episodes of those while training
+    greedy: bool = True  # the most probable action, or sample
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a run. Validated on construction; raises ConfigError."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    sac: SacConfig = field(default_factory=SacConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    total_steps: int = 20_000  # environment steps, all environments together
+    learning_starts: int = 500  # environment steps before the first update
+    steps_per_update: float = 4.0  # environment steps per gradient update
+    critic_warmup: int = 0  # first updates that train the critic only (authors' code: 10)
+    log_interval: int = 500  # environment steps between lines of metrics.jsonl
+    checkpoint_interval: int = 10_000  # environment steps between checkpoints
+    keep_checkpoints: int = 2  # older ones are deleted
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    threads: int = 0  # torch's CPU threads; 0: torch's choice
+    out: str = "runs/run"  # the run's folder
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain types, as written to config.yaml."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+        """From nested plain types; unknown names raise ConfigError with near matches."""
+        return _build(TrainConfig, values, "")
+
+    def save(self, path: str | Path) -> None:
+        """Write YAML."""
+        import yaml
+
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @staticmethod
+    def load(path: str | Path) -> TrainConfig:
+        """Read YAML written by `save` or by hand (missing fields keep their defaults)."""
+        return TrainConfig.from_dict(read_yaml(path))
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> TrainConfig:
+        """A copy with dotted names replaced, e.g. {"sac.alpha": 0.02}."""
+        values = self.to_dict()
+        for name, value in overrides.items():
+            *groups, last = name.split(".")
+            target = values
+            for group in groups:
+                target = target[group]
+            target[last] = value
+        return TrainConfig.from_dict(values)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; raises ConfigError."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of fields")
+    return values
+
+
+def field_types(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted field names of a configuration class and their types."""
+    found: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            found.update(field_types(typing.cast(type, kind), f"{prefix}{name}."))
+        else:
+            found[f"{prefix}{name}"] = kind
+    return found
+
+
+def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')} is {values!r}; it must be a mapping of fields")
+    arguments = {}
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(f"{prefix}{name}", field_types(TrainConfig), 3, 0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(f"unknown configuration field {prefix}{name}{hint}")
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            arguments[name] = _build(kind, value, f"{prefix}{name}.")
+        else:
+            arguments[name] = coerce(f"{prefix}{name}", value, kind)
+    return cls(**arguments)
+
+
+def coerce(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the field's type; raises ConfigError if it is not one."""
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return coerce(name, value, next(k for k in options if k is not type(None)))
+    if origin is list and isinstance(value, list | tuple):
+        return [coerce(name, v, options[0]) for v in value]
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as a text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    wanted = getattr(kind, "__name__", str(kind))
+    raise ConfigError(f"{name} is {value!r} ({type(value).__name__}); it must be of type {wanted}")
+
+
+_CHOICES = {
+    "env.split": ("train", "test"),
+    "model.dtype": ("float32", "bfloat16", "float64"),
+    "model.attn": ("fast", "reference"),
+    "policy.score": ("logprob", "raw_logit"),
+    "policy.reduce": ("sum", "mean"),
+    "critic.trunk": ("shared", "adapter"),
+    "replay.her_strategy": ("future", "final", "episode", "random", "none"),
+    "replay.her_balance": ("goals", "events"),
+}
+# name: (smallest, largest, whether the smallest itself is allowed)
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "env.num_envs": (1, 65536, True),
+    "env.processes": (0, 1024, True),
+    "model.hidden_size": (4, 65536, True),
+    "model.layers": (1, 1024, True),
+    "model.heads": (1, 1024, True),
+    "model.feed_forward": (1, 1 << 20, True),
+    "lora.r": (0, 4096, True),
+    "lora.alpha": (1, 1 << 20, True),
+    "prompt.history": (0, 1024, True),
+    "policy.temperature": (0, 1e6, False),
+    "critic.heads": (1, 64, True),
+    "critic.huber": (0, float("inf"), False),
+    "sac.gamma": (0, 1, True),
+    "sac.n_step": (1, 1024, True),
+    "sac.alpha": (0, 1e6, True),
+    "sac.entropy_share": (0, 1, True),
+    "sac.alpha_lr": (0, 10, True),
+    "sac.target_rate": (0, 1, False),
+    "replay.capacity": (1, 1 << 40, True),
+    "replay.her_ratio": (0, 1, True),
+    "optim.lr": (0, 10, False),
+    "optim.head_lr": (0, 10, False),
+    "optim.weight_decay": (0, 10, True),
+    "optim.grad_clip": (0, float("inf"), False),
+    "optim.batch_size": (1, 1 << 20, True),
+    "optim.warmup_updates": (0, 1 << 40, True),
+    "optim.actor_weight": (0, 1e6, False),
+    "eval.interval": (0, 1 << 60, True),
+    "eval.episodes": (1, 1 << 40, True),
+    "eval.interval_episodes": (1, 1 << 40, True),
+    "total_steps": (1, 1 << 60, True),
+    "learning_starts": (0, 1 << 60, True),
+    "steps_per_update": (0, 1e9, False),
+    "critic_warmup": (0, 1 << 60, True),
+    "log_interval": (1, 1 << 60, True),
+    "checkpoint_interval": (1, 1 << 60, True),
+    "keep_checkpoints": (1, 1 << 30, True),
+    "seed": (0, (1 << 63) - 1, True),
+    "threads": (0, 4096, True),
+}  # fmt: skip
+
+
+def _get(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _validate(config: TrainConfig) -> None:
+    for name, kind in field_types(TrainConfig).items():
+        coerce(name, _get(config, name), kind)
+    for name, allowed in _CHOICES.items():
+        value = _get(config, name)
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+    for name, (low, high, closed) in _RANGES.items():
+        value = _get(config, name)
+        if value is None:
+            continue
+        if not (low <= value <= high) or (value == low and not closed):
+            least = "at least" if closed else "above"
+            raise ConfigError(f"{name} is {value}; it must be {least} {low:g} and at most {high:g}")
+    if config.model.hidden_size % config.model.heads:
+        raise ConfigError(
+            f"model.hidden_size {config.model.hidden_size} must be a multiple of model.heads "
+            f"{config.model.heads}"
+        )
+    if any(width < 1 for width in config.critic.layers):
+        raise ConfigError(f"critic.layers is {config.critic.layers}; widths must be at least 1")
+    lora_off = config.lora.r == 0 or (config.lora.r is None and config.model.id.startswith("tiny-"))
+    if lora_off and (config.critic.trunk == "adapter" or config.sac.prior):
+        what = "critic.trunk = adapter" if config.critic.trunk == "adapter" else "sac.prior"
+        raise ConfigError(f"{what} needs LoRA adapters on a frozen base: set lora.r above 0")

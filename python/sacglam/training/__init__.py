@@ -1,0 +1,1 @@
+"""The loop: collector, learner, evaluation, checkpoints, metrics."""

@@ -1,0 +1,107 @@
+"""Success of a policy, of random choice and of the environment's expert on fresh episodes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..envs.vector import VectorEnv
+from ..models.policy import Policy
+from .collector import Episode, EpisodeResult, choose_actions
+from .seeds import EVAL_EPISODES, RANDOM_POLICY, derive, episode_seed, generator
+
+Chooser = Callable[[Sequence[int], Sequence[Episode]], list[int]]
+
+
+def policy_chooser(policy: Policy, *, greedy: bool, seed: int) -> Chooser:
+    """Actions of a policy; sampling has a generator of its own, seeded."""
+    noise = generator(seed, EVAL_EPISODES)
+
+    def choose(_: Sequence[int], episodes: Sequence[Episode]) -> list[int]:
+        return choose_actions(policy, episodes, greedy=greedy, generator=noise)
+
+    return choose
+
+
+def random_chooser(seed: int) -> Chooser:
+    """Uniform among the admissible actions."""
+    rng = np.random.default_rng(derive(seed, RANDOM_POLICY))
+    return lambda _, episodes: [int(rng.integers(len(e.actions))) for e in episodes]
+
+
+def expert_chooser(envs: VectorEnv) -> Chooser:
+    """What each environment's own expert would do."""
+
+    def choose(indices: Sequence[int], episodes: Sequence[Episode]) -> list[int]:
+        return [
+            e.actions.index(envs.call(i, "expert_action"))
+            for i, e in zip(indices, episodes, strict=True)
+        ]
+
+    return choose
+
+
+def evaluate(
+    envs: VectorEnv,
+    choose: Chooser,
+    *,
+    episodes: int,
+    seed: int,
+    reset_options: Mapping[str, Any] | None = None,
+    on_episode: Callable[[EpisodeResult], None] | None = None,
+) -> dict[str, Any]:
+    """Success per goal family over exactly `episodes` episodes with seeds of their own stream.
+
+    Returns:
+        {"episodes", "success": {family: rate}, "success_mean", "count": {family: episodes},
+        "length_mean"}; `success_mean` is the mean over families.
+    """
+    options = dict(reset_options or {}) or None
+    results: list[EpisodeResult | None] = [None] * episodes
+    waiting = iter(range(episodes))
+    active: dict[int, Episode] = {}
+
+    def begin(i: int) -> None:
+        number = next(waiting, None)
+        active.pop(i, None)
+        if number is not None:
+            episode = Episode(number, episode_seed(seed, EVAL_EPISODES, number))
+            episode.begin(*envs.reset(i, seed=episode.seed, options=options))
+            active[i] = episode
+
+    for i in range(min(envs.num_envs, episodes)):
+        begin(i)
+    while active:
+        indices = sorted(active)
+        chosen = choose(indices, [active[i] for i in indices])
+        actions = {i: active[i].actions[k] for i, k in zip(indices, chosen, strict=True)}
+        for i, step in envs.step(actions).items():
+            episode = active[i]
+            episode.history.append((episode.observation, actions[i]))
+            episode.rewards.append(float(step.reward))
+            episode.see(step.obs, step.info)
+            if step.terminated or step.truncated:
+                result = episode.result(step.terminated)
+                results[episode.number] = result
+                if on_episode is not None:
+                    on_episode(result)
+                begin(i)
+    return summarise([r for r in results if r is not None])
+
+
+def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Success rates of a list of episodes, as in eval.json."""
+    won: dict[str, list[bool]] = defaultdict(list)
+    for result in results:
+        won[result.family].append(result.success)
+    success = {family: sum(w) / len(w) for family, w in sorted(won.items())}
+    return {
+        "episodes": len(results),
+        "success": success,
+        "success_mean": sum(success.values()) / len(success) if success else 0.0,
+        "count": {family: len(w) for family, w in sorted(won.items())},
+        "length_mean": sum(r.length for r in results) / max(len(results), 1),
+    }

@@ -1,0 +1,189 @@
+"""From a configuration (and, if given, a user's own objects) to environments and a policy."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import TrainConfig
+from ..envs import make_env
+from ..envs.vector import VectorEnv, find
+from ..errors import ConfigError
+from ..models.loading import LoraOptions, load_language_model
+from ..models.policy import Policy, PolicyOptions
+from ..models.tiny import TINY, save_tiny_model
+from ..text import PromptTemplate
+from .seeds import HEADS, derive
+
+EnvFactory = Callable[[], Any]
+
+
+def env_factory(config: TrainConfig, env: Any = None) -> EnvFactory:
+    """A function that makes one environment.
+
+    Args:
+        config: names the environment if `env` is None.
+        env: a user's environment (copied for every place), or a function that makes one.
+    """
+    if env is None:
+        return lambda: make_env(config.env.id, **config.env.kwargs)
+    if not hasattr(env, "reset"):
+        if not callable(env):
+            raise ConfigError(
+                f"env is {env!r}; give an environment, or a function without arguments making one"
+            )
+        return env
+
+    def duplicate() -> Any:
+        try:
+            return copy.deepcopy(env)
+        except Exception as error:
+            raise ConfigError(
+                f"the environment {type(env).__name__} cannot be copied ({error}); pass a function "
+                "without arguments that makes one, e.g. Trainer(config, env=lambda: MyEnv())"
+            ) from error
+
+    return duplicate
+
+
+def make_envs(factory: EnvFactory, count: int, processes: int = 0) -> Any:
+    """`count` environments stepped together, in this process or in workers."""
+    if processes:
+        from ..envs.process_vector import ProcessVectorEnv
+
+        return ProcessVectorEnv([factory] * count, processes=processes)
+    return VectorEnv([factory() for _ in range(count)])
+
+
+def attribute(env: Any, name: str, default: Any = None) -> Any:
+    """An optional attribute of an environment, also through wrappers."""
+    try:
+        return find(env, name)
+    except AttributeError:
+        return default
+
+
+def reset_options(env: Any, split: str) -> dict[str, Any]:
+    """Options for `reset`: the split, for environments that know one."""
+    return {"split": split} if attribute(env, "train_goals") is not None else {}
+
+
+def resolve(config: TrainConfig, env: Any) -> TrainConfig:
+    """Replace every "null: decided later" field by what it becomes for this environment."""
+    prompt = dataclasses.replace(
+        config.prompt,
+        history=config.prompt.history
+        if config.prompt.history is not None
+        else int(attribute(env, "history", 0)),
+        instruction=config.prompt.instruction
+        if config.prompt.instruction is not None
+        else str(attribute(env, "instruction", "")),
+    )
+    rank = config.lora.r
+    if rank is None:
+        rank = 0 if config.model.id in TINY else 16
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but torch sees no GPU; use --device cpu or auto")
+    return dataclasses.replace(
+        config, prompt=prompt, lora=dataclasses.replace(config.lora, r=rank), device=device
+    )
+
+
+def make_policy(config: TrainConfig, env: Any, model_folder: Path) -> Policy:
+    """The untrained policy of a resolved configuration; a tiny model is made in `model_folder`."""
+    template = make_template(config)
+    name: str | Path = config.model.id
+    if config.model.id in TINY:
+        name = save_tiny_model(
+            config.model.id,
+            [*template.segments("", ""), template.actions_label, ",", *vocabulary(env)],
+            model_folder.resolve(),
+            seed=config.seed,
+            hidden_size=config.model.hidden_size,
+            layers=config.model.layers,
+            heads=config.model.heads,
+            feed_forward=config.model.feed_forward,
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, HEADS))  # fresh adapters and Q heads
+        model, tokenizer = load_language_model(
+            name,
+            lora=LoraOptions(config.lora.r, config.lora.alpha, config.lora.target_modules)
+            if config.lora.r
+            else None,
+            critic_adapter=config.critic.trunk == "adapter",
+            dtype=config.model.dtype,
+            device=config.device,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        return wrap_model(config, model, tokenizer, str(name))
+
+
+def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") -> Policy:
+    """A policy around a model that is already loaded."""
+    return Policy(
+        model,
+        tokenizer,
+        template=make_template(config),
+        options=PolicyOptions(
+            score=config.policy.score,
+            reduce=config.policy.reduce,
+            temperature=config.policy.temperature,
+            critic_trunk=config.critic.trunk,
+            critic_gradient=config.critic.gradient,
+            q_heads=config.critic.heads,
+            q_layers=tuple(config.critic.layers),
+            attn=config.model.attn,
+        ),
+        name=name,
+    )
+
+
+def make_template(config: TrainConfig) -> PromptTemplate:
+    """The prompt template of a resolved configuration."""
+    return PromptTemplate(
+        instruction=config.prompt.instruction or "",
+        history=config.prompt.history or 0,
+        list_actions=config.prompt.list_actions,
+    )
+
+
+def vocabulary(env: Any) -> list[str]:
+    """Texts holding every word of an environment: its own list, or what random episodes show."""
+    own = attribute(env, "vocabulary")
+    if own is not None:
+        return list(own)
+    warnings.warn(
+        "the environment has no `vocabulary`: the tiny model's words are collected from 200 random "
+        "episodes, and a word that only occurs later becomes unknown. Give it an attribute "
+        "`vocabulary`, a list of texts that together hold every word.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    chance = random.Random(0)
+    texts: dict[str, None] = {}
+
+    def see(observation: str, info: Mapping[str, Any]) -> None:
+        seen = [observation, info["goal"], *info["possible_actions"], *info["achieved_goals"]]
+        texts.update(dict.fromkeys(seen))
+
+    for k in range(200):
+        observation, info = env.reset(seed=k)
+        see(observation, info)
+        for _ in range(200):
+            step = env.step(chance.choice(info["possible_actions"]))
+            observation, info = step[0], step[4]
+            see(observation, info)
+            if step[2] or step[3]:
+                break
+    return list(texts)

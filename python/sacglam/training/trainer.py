@@ -1,0 +1,371 @@
+"""The loop: act, store, learn, log, evaluate, save."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import TrainConfig
+from ..errors import CheckpointError, DivergedError, RunFolderError
+from ..models.policy import Policy, load_saved_policy
+from ..replay import ReplayBuffer
+from . import checkpoint, evaluation, setup
+from .callbacks import Callback
+from .collector import Collector
+from .learner import Learner
+from .metrics import Meter, MetricsWriter, drop_after
+from .seeds import ACTING, REPLAY, derive, generator
+from .texts import ReplayTexts
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `Trainer.train` returns.
+
+    Attributes:
+        out: the run's folder.
+        env_steps, updates, wall_s: how far it came, resumed parts included.
+        policy: the trained policy.
+        evaluation: the content of eval.json, None if the run was interrupted.
+        interrupted: whether Ctrl-C ended it early (a checkpoint was saved).
+    """
+
+    out: Path
+    env_steps: int
+    updates: int
+    wall_s: float
+    policy: Policy
+    evaluation: dict[str, Any] | None
+    interrupted: bool
+
+
+class Trainer:
+    """Trains a language-model agent with SAC and hindsight relabeling.
+
+    Args:
+        config: everything that determines the run.
+        env: a user's environment object (copied), or a function that makes one; by default
+            `config.env.id` is made.
+        model: a user's `(model, tokenizer)`; by default `config.model.id` is loaded.
+        callbacks: told of episodes, log lines and checkpoints.
+        resume: continue the run in `config.out` from its newest checkpoint.
+
+    Raises:
+        RunFolderError: `config.out` already holds a run (or, when resuming, holds none).
+        ConfigError, UnknownEnvironmentError, UnknownModelError, UnsupportedModelError: see there.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        env: Any = None,
+        model: tuple[Any, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+        resume: bool = False,
+    ) -> None:
+        self.out = Path(config.out)
+        if not resume:
+            refuse_used_folder(self.out)
+        self.callbacks = list(callbacks)
+        factory = setup.env_factory(config, env)
+        self.config = config = setup.resolve(config, probe := factory())
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self._reset_options = setup.reset_options(probe, config.env.split)
+        self._has_expert = setup.attribute(probe, "expert_action") is not None
+        self._envs = setup.make_envs(factory, config.env.num_envs, config.env.processes)
+        self._eval_envs = setup.make_envs(factory, config.env.num_envs, config.env.processes)
+        self.buffer = ReplayBuffer(
+            config.replay.capacity,
+            n_step=config.sac.n_step,
+            gamma=config.sac.gamma,
+            her_strategy=config.replay.her_strategy,
+            her_ratio=config.replay.her_ratio,
+            her_balance=config.replay.her_balance,
+            seed=derive(config.seed, REPLAY),
+        )
+        resumed = checkpoint.latest_checkpoint(self.out) if resume else None
+        if resumed is not None:
+            self.policy = load_saved_policy(resumed / "policy", device=config.device)
+        elif model is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(config.seed))
+                self.policy = setup.wrap_model(config, *model)
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.policy = setup.make_policy(config, probe, self.out / "model")
+        self._check_segments(probe)
+        self.texts = ReplayTexts(self.policy, self.buffer)
+        self.learner = Learner(self.policy, self.buffer, self.texts, config)
+        self._noise = generator(config.seed, ACTING)
+        self.collector = Collector(
+            self._envs,
+            self.policy,
+            self.buffer,
+            self.texts,
+            seed=config.seed,
+            generator=self._noise,
+            reset_options=self._reset_options,
+        )
+        self.meter = Meter()
+        self.env_steps = 0
+        self.wall_s = 0.0
+        self._stop = False
+        self._resumed = resumed is not None
+        if resumed is not None:
+            self._restore(resumed)
+
+    @classmethod
+    def resume(
+        cls,
+        out: str | Path,
+        *,
+        total_steps: int | None = None,
+        env: Any = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Trainer:
+        """The trainer of a run that was stopped, ready to go on where its last checkpoint is.
+
+        Args:
+            out: the run's folder.
+            total_steps: a new end, to train longer than first planned.
+            env: as for `Trainer`, if the run had a user's own environment.
+            callbacks: as for `Trainer`.
+        """
+        folder = Path(out)
+        if not (folder / "config.yaml").is_file():
+            raise RunFolderError(f"{folder} holds no run to resume: there is no config.yaml in it")
+        config = TrainConfig.load(folder / "config.yaml").with_overrides({"out": str(folder)})
+        if total_steps is not None:
+            config = config.with_overrides({"total_steps": total_steps})
+        return cls(config, env=env, callbacks=callbacks, resume=True)
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def train(self) -> TrainResult:
+        """Run to `total_steps`, or until Ctrl-C, then save and evaluate.
+
+        Raises:
+            DivergedError: a loss became NaN; a checkpoint from just before is saved.
+            EnvironmentProtocolError: an environment broke the protocol.
+        """
+        config = self.config
+        self.out.mkdir(parents=True, exist_ok=True)
+        config.save(self.out / "config.yaml")
+        if not self._resumed:
+            self._write_json("baselines.json", self._baselines())
+            self.collector.start()
+        writer = MetricsWriter(self.out)
+        started, since = time.perf_counter() - self.wall_s, (self.env_steps, self.learner.updates)
+        last_log = time.perf_counter()
+        saved_at = self.env_steps if self._resumed else -1
+        with self._interruptible():
+            try:
+                while self.env_steps < config.total_steps and not self._stop:
+                    before = self.env_steps
+                    self._iterate()
+                    self.wall_s = time.perf_counter() - started
+                    if _crossed(before, self.env_steps, config.log_interval):
+                        now = time.perf_counter()
+                        rates = (self.env_steps - since[0], self.learner.updates - since[1])
+                        self._log(writer, *(r / (now - last_log) for r in rates), before)
+                        last_log, since = now, (self.env_steps, self.learner.updates)
+                    if _crossed(before, self.env_steps, config.checkpoint_interval):
+                        self.save()
+                        saved_at = self.env_steps
+            except DivergedError as error:
+                folder = self.save()
+                raise DivergedError(f"{error}. The run was saved in {folder}") from error
+            finally:
+                writer.close()
+            if saved_at != self.env_steps:
+                self.save()
+        result = None
+        if self.env_steps >= config.total_steps:
+            result = self._final_evaluation()
+        return TrainResult(
+            self.out, self.env_steps, self.learner.updates, self.wall_s, self.policy, result,
+            interrupted=result is None,
+        )  # fmt: skip
+
+    def _iterate(self) -> None:
+        """One step in every environment, and the updates that are due."""
+        config = self.config
+        for result in self.collector.step():
+            self.meter.episode(result)
+            for callback in self.callbacks:
+                callback.on_episode(result)
+        self.env_steps += config.env.num_envs
+        due = int((self.env_steps - config.learning_starts) / config.steps_per_update)
+        if self.meter.episodes:
+            while self.learner.updates < due:
+                self.meter.update(self.learner.update())
+
+    def _log(self, writer: MetricsWriter, steps_per_s: float, updates_per_s: float, before: int):
+        metrics: dict[str, Any] = {
+            "env_steps": self.env_steps,
+            "updates": self.learner.updates,
+            "wall_s": round(self.wall_s, 3),
+            **self.meter.take(),
+            "env_steps_per_s": round(steps_per_s, 2),
+            "updates_per_s": round(updates_per_s, 3),
+        }
+        config = self.config.eval
+        if config.interval and _crossed(before, self.env_steps, config.interval):
+            metrics["eval"] = self.evaluate(config.interval_episodes)
+        writer.write(metrics)
+        for callback in self.callbacks:
+            callback.on_log(metrics)
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def evaluate(self, episodes: int, kind: str = "policy") -> dict[str, Any]:
+        """Success on fresh episodes of "policy", "random" or "expert"; as in eval.json."""
+        seed, config = self.config.seed, self.config.eval
+        choosers = {
+            "policy": lambda: evaluation.policy_chooser(
+                self.policy, greedy=config.greedy, seed=seed
+            ),
+            "random": lambda: evaluation.random_chooser(seed),
+            "expert": lambda: evaluation.expert_chooser(self._eval_envs),
+        }
+        return evaluation.evaluate(
+            self._eval_envs,
+            choosers[kind](),
+            episodes=episodes,
+            seed=seed,
+            reset_options=self._reset_options,
+        )
+
+    def _baselines(self) -> dict[str, Any]:
+        episodes = self.config.eval.episodes
+        return {
+            "baseline_random": self.evaluate(episodes, "random"),
+            "untrained": self.evaluate(episodes),
+            "expert": self.evaluate(episodes, "expert") if self._has_expert else None,
+        }
+
+    def _final_evaluation(self) -> dict[str, Any]:
+        baselines = {}
+        if (self.out / "baselines.json").is_file():
+            baselines = json.loads((self.out / "baselines.json").read_text())
+        result = {
+            "env_steps": self.env_steps,
+            "updates": self.learner.updates,
+            "wall_s": round(self.wall_s, 3),
+            **self.evaluate(self.config.eval.episodes),
+            **baselines,
+        }
+        self._write_json("eval.json", result)
+        return result
+
+    # --- saving and resuming ------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Write a complete checkpoint; returns its folder."""
+        writer = checkpoint.CheckpointWriter(self.out, self.env_steps)
+        self.policy.save(writer.folder / "policy")
+        writer.tensors("target", self.learner.target.state_dict())
+        tensors = checkpoint.optimizer_tensors(self.learner.optimizer)
+        alpha = checkpoint.optimizer_tensors(self.learner.alpha_optimizer)
+        tensors |= {f"alpha.{name}": value for name, value in alpha.items()}
+        tensors["log_alpha"] = self.learner.log_alpha
+        writer.tensors("optimizer", tensors)
+        self.buffer.save(str(writer.folder / "replay.bin"))
+        folder = writer.commit(
+            {
+                "env_steps": self.env_steps,
+                "updates": self.learner.updates,
+                "wall_s": self.wall_s,
+                "acting_generator": self._noise.get_state().tolist(),
+                "episodes": self.collector.state(),
+                "candidate_sets": self.texts.known_sets(),
+                "meter": self.meter.state(),
+            }
+        )
+        checkpoint.prune(self.out, self.config.keep_checkpoints)
+        for callback in self.callbacks:
+            callback.on_checkpoint(folder)
+        return folder
+
+    def _restore(self, folder: Path) -> None:
+        state = checkpoint.read_state(folder)
+        try:
+            self.learner.target.load_state_dict(checkpoint.read_tensors(folder, "target"))
+            tensors = checkpoint.read_tensors(folder, "optimizer")
+            with torch.no_grad():
+                self.learner.log_alpha.copy_(tensors.pop("log_alpha"))
+            alpha = {k[6:]: v for k, v in tensors.items() if k.startswith("alpha.")}
+            body = {k: v for k, v in tensors.items() if not k.startswith("alpha.")}
+            checkpoint.restore_optimizer(self.learner.alpha_optimizer, alpha)
+            checkpoint.restore_optimizer(self.learner.optimizer, body)
+            self.learner.updates = state["updates"]
+            self.buffer.load(str(folder / "replay.bin"))
+            for actions in state["candidate_sets"]:
+                self.texts.candidates(actions)
+            self.meter.restore(state["meter"])
+            self.env_steps, self.wall_s = state["env_steps"], state["wall_s"]
+            self.collector.restore(state["episodes"])
+            self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} is damaged: {error}") from error
+        drop_after(self.out, self.env_steps)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        temporary = self.out / f".{name}.tmp"
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.replace(self.out / name)
+
+    # --- small things -------------------------------------------------------------------------
+
+    def _check_segments(self, env: Any) -> None:
+        """Warn once if segments do not tokenise as the whole prompt does."""
+        observation, info = env.reset(seed=0, options=self._reset_options or None)
+        self.policy.codec.check(info["goal"], observation, info["possible_actions"])
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C once ends the loop after the step under way; twice ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.getsignal(signal.SIGINT)
+
+        def stop(*_: Any) -> None:
+            self._stop = True
+            signal.signal(signal.SIGINT, previous)
+            for callback in self.callbacks:
+                callback.on_interrupt()
+
+        signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def refuse_used_folder(out: Path) -> None:
+    """Raise RunFolderError if the folder already holds a run or anything else."""
+    if (out / "config.yaml").exists() or (out / "checkpoints").exists():
+        raise RunFolderError(
+            f"{out} already holds a run. Continue it with `sacglam train --resume {out}`, or choose "
+            "another folder with --out"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out} exists and is not an empty folder; choose another --out")
+
+
+def _crossed(before: int, now: int, interval: int) -> bool:
+    return now // interval > before // interval
+
+
