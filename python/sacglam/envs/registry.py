@@ -183,8 +183,7 @@ def _babyai_ids() -> list[str]:
     # The adapter imports minigrid when it is used; without it, no level can be made.
     if importlib.util.find_spec("minigrid") is None:
         return []
-    levels = getattr(_babyai_module(), "list_levels", None)
-    return [BABYAI + level for level in levels()] if levels is not None else []
+    return [BABYAI + level for level in _babyai_module().babyai_levels()]
 
 
 def _known(id: str) -> str:

@@ -123,12 +123,26 @@ class VectorEnv:
         self._ledger.check_index(i)
         return find(self.envs[i], method)(*args)
 
+    def attribute(self, i: int, name: str, default: Any = None) -> Any:
+        """An attribute of environment `i`, also through wrappers, or else `default`."""
+        self._ledger.check_index(i)
+        try:
+            return find(self.envs[i], name)
+        except AttributeError:
+            return default
+
     def close(self) -> None:
         """Closes all environments that can be closed."""
         for env in self.envs:
             close = getattr(env, "close", None)
             if close is not None:
                 close()
+
+    def __enter__(self) -> VectorEnv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def find(env: Any, name: str) -> Any:

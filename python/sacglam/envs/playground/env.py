@@ -9,7 +9,7 @@ from typing import Any
 from sacglam.envs.near import hint
 from sacglam.envs.playground.expert import Planner
 from sacglam.envs.playground.goals import FAMILIES, Goal, GoalSpace
-from sacglam.envs.playground.objects import CATALOGUE, ObjectSpec, make_specs
+from sacglam.envs.playground.objects import ObjectSpec, make_specs
 from sacglam.envs.playground.scene import SceneMaker, nominal_optimum, optimum
 from sacglam.envs.playground.world import HANDS, World
 from sacglam.errors import ConfigError, EnvironmentProtocolError
@@ -81,7 +81,7 @@ class PlaygroundText:
             if category not in present:
                 raise ConfigError(
                     f"always={category!r}, but no type of that category is in types="
-                    f"{list(types)}; {hint(category, list(CATALOGUE))}"
+                    f"{list(types)}; {hint(category, sorted(present))}"
                 )
         if len(always) > n_objects:
             raise ConfigError(
@@ -151,7 +151,7 @@ class PlaygroundText:
             ConfigError: an option or the goal is unknown, or the split is empty.
         """
         if seed is not None:
-            self._rng.seed(seed)
+            self._rng.seed(int(seed))
         self._goal = goal = self._pick(dict(options or {}))
         rng = self._rng
         if self._unreachable and rng.random() < self._unreachable:
@@ -233,7 +233,7 @@ class PlaygroundText:
             "goal": self._goal.text,
             "goal_family": self._goal.family,
             "possible_actions": [] if self._world is None else list(self._world.menu),
-            "achieved_goals": list(achieved),
+            "achieved_goals": achieved,
         }
 
     def expert_action(self) -> str:

@@ -88,7 +88,7 @@ class GoalSpace:
         impossible: also list goals to grow furniture, as the family "Impossible".
 
     Raises:
-        ConfigError: a family is unknown, or no type of `specs` belongs to it.
+        ConfigError: a family is unknown, or lacks a type that it needs.
     """
 
     def __init__(
@@ -117,6 +117,15 @@ class GoalSpace:
             if goal.family in self.families:
                 (self.test if self._is_held_out(goal) else self.train).append(goal.text)
         self._listed = frozenset(self.train) | frozenset(self.test)
+        for goal in map(self.parse, self.train):
+            eater = goal.grow.category if goal.grow else ""
+            while eater in FOOD and goal.family != IMPOSSIBLE_FAMILY:
+                if FOOD[eater] not in present:
+                    raise ConfigError(
+                        f"the goal {goal.text!r} cannot be reached: a {eater} needs "
+                        f"{FOOD[eater]}, and no such type is in types={list(self.types)}; add one"
+                    )
+                eater = FOOD[eater]
         for family in self.families:
             if not any(self.family(goal) == family for goal in self.train):
                 raise ConfigError(
@@ -185,6 +194,8 @@ class GoalSpace:
         Raises:
             ConfigError: the text is no goal here; near matches are named.
         """
+        if not isinstance(text, str):
+            raise ConfigError(f"a goal is a text, not a {type(text).__name__}")
         verb, _, rest = text.partition(" ")
         first, then, second = rest.partition(THEN)
         phrase = self._phrases.get(first)

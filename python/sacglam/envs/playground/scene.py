@@ -23,7 +23,7 @@ GRASP_STEPS = 2
 #: the plants that each of their herbivores eats.
 PLANT_STEPS = 4
 HERBIVORE_STEPS = {1: 7, 2: 12}
-CARNIVORE_STEPS = {(1,): 10, (2,): 15, (1, 1): 18, (1, 2): 23, (2, 2): 28}
+CARNIVORE_STEPS = {(1,): 10, (2,): 15, (1, 1): 18, (1, 2): 23, (2, 2): 29}
 
 
 class SceneMaker:

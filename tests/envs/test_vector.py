@@ -1,0 +1,284 @@
+"""Vectors of environments, in this process and in others: the same transitions, the same checks,
+and a typed error when a worker dies, hangs or meets an error."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sacglam.envs import make_env, register_env
+from sacglam.envs.process_vector import EnvironmentWorkerError, ProcessVectorEnv
+from sacglam.envs.vector import Transition, VectorEnv
+from sacglam.errors import ConfigError, EnvironmentProtocolError, UnknownEnvironmentError
+
+IDS = ["playground/small", "playground/zoo", "playground/full", "playground/sequential"]
+
+MODULE = '''
+import os, sys, time
+from sacglam.envs import make_env
+
+class Troubled:
+    """playground/small with a trouble that begins at some step."""
+
+    def __init__(self, trouble="", at=1):
+        self.env, self.trouble, self.at, self.count = make_env("playground/small"), trouble, at, 0
+        self.odd = {1, 2}
+
+    def reset(self, *, seed=None, options=None):
+        print("chatter on stdout")
+        self.count = 0
+        obs, info = self.env.reset(seed=seed, options=options)
+        return obs, {**info, "odd": self.odd, "pid": os.getpid()}
+
+    def step(self, action):
+        self.count += 1
+        if self.count == self.at:
+            if self.trouble == "crash":
+                print("about to fall", flush=True)
+                os._exit(3)
+            if self.trouble == "raise":
+                raise KeyError("lost the key")
+            if self.trouble == "hang":
+                time.sleep(600)
+            if self.trouble == "protocol":
+                obs, reward, terminated, truncated, info = self.env.step(action)
+                return "", reward, terminated, truncated, info
+            if self.trouble == "shape":
+                return ["not", "a", "tuple"]
+        return self.env.step(action)
+
+    def where(self):
+        return os.environ.get("OMP_NUM_THREADS")
+'''
+
+
+@pytest.fixture
+def troubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "troubled_of_test.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "troubled_of_test:Troubled"
+    sys.modules.pop("troubled_of_test", None)
+
+
+def local(ids: list[str]) -> VectorEnv:
+    return VectorEnv([make_env(id) for id in ids])
+
+
+def grouped(ids: list[str]) -> ProcessVectorEnv:
+    return ProcessVectorEnv(ids, workers=2)
+
+
+KINDS = pytest.mark.parametrize("make", [local, grouped, ProcessVectorEnv])
+
+
+def run(vector: Any, steps: int) -> list[Any]:
+    """A log of random steps of a random part of the environments, ended ones being reset."""
+    rng = random.Random(0)
+    log: list[Any] = []
+    actions = {}
+    for i in range(vector.num_envs):
+        obs, info = vector.reset(i, seed=i)
+        actions[i] = info["possible_actions"]
+        log.append((obs, info))
+    for _ in range(steps):
+        chosen = [i for i in actions if rng.random() < 0.7]
+        rng.shuffle(chosen)
+        out = vector.step({i: rng.choice(actions[i]) for i in chosen})
+        assert list(out) == chosen
+        for i, transition in out.items():
+            log.append((i, transition))
+            info = transition.info
+            if transition.terminated or transition.truncated:
+                _, info = vector.reset(i, seed=None, options={"split": "test"})
+                log.append(info)
+            actions[i] = info["possible_actions"]
+    return log
+
+
+@KINDS
+def test_a_vector_gives_what_the_environments_give(make: Callable[..., Any]) -> None:
+    with make(IDS) as vector:
+        assert vector.num_envs == 4
+        got = run(vector, 60)
+    with local(IDS) as vector:
+        assert got == run(vector, 60)
+    assert sum(isinstance(entry, tuple) and isinstance(entry[1], Transition) for entry in got) > 90
+
+
+@KINDS
+def test_misuse_is_named_and_harms_nothing(make: Callable[..., Any]) -> None:
+    with make(["playground/small"] * 2) as vector:
+        with pytest.raises(EnvironmentProtocolError, match="environment 1 .* reset it"):
+            vector.step({1: "Grasp"})
+        _, info = vector.reset(0, seed=0)
+        vector.reset(1, seed=1)
+        first = info["possible_actions"][0]
+        with pytest.raises(EnvironmentProtocolError, match="environment 1 cannot take.*step 1"):
+            vector.step({0: first, 1: "Fly"})
+        with pytest.raises(ConfigError, match="no environment 2"):
+            vector.reset(2, seed=0)
+        with pytest.raises(ConfigError, match="no environment -1"):
+            vector.step({-1: "Grasp"})
+        # The good action beside the bad one was not taken.
+        with local(["playground/small"]) as other:
+            other.reset(0, seed=0)
+            assert vector.step({0: first}) == other.step({0: first})
+        with pytest.raises(ConfigError, match="unknown reset option 'gaol'"):
+            vector.reset(0, seed=0, options={"gaol": "x"})
+        assert vector.step({}) == {}
+
+
+@KINDS
+def test_an_ended_episode_must_be_reset(make: Callable[..., Any]) -> None:
+    with make(["playground/small"]) as vector:
+        _, info = vector.reset(0, seed=0)
+        transition = vector.step({0: vector.call(0, "expert_action")})[0]
+        while not transition.terminated:
+            transition = vector.step({0: vector.call(0, "expert_action")})[0]
+        assert transition.reward == 1.0
+        assert transition.info["goal"] == info["goal"]
+        with pytest.raises(EnvironmentProtocolError, match="episode is over"):
+            vector.step({0: transition.info["possible_actions"][0]})
+        vector.reset(0, seed=None)
+
+
+@KINDS
+def test_calls_and_attributes(make: Callable[..., Any]) -> None:
+    with make(["playground/small", "playground/zoo"]) as vector:
+        assert vector.attribute(1, "train_goals") == make_env("playground/zoo").train_goals
+        assert vector.attribute(1, "no_such_thing", "none") == "none"
+        assert vector.call(0, "goal_family", "Grow any plant") == "Grow plant"
+
+
+def test_protocol_is_checked_at_each_step(troubled: str) -> None:
+    for vector in (
+        VectorEnv([make_env(troubled), make_env(troubled, trouble="protocol", at=2)]),
+        ProcessVectorEnv([troubled, (troubled, {"trouble": "protocol", "at": 2})]),
+        ProcessVectorEnv([troubled, (troubled, {"trouble": "shape", "at": 2})]),
+    ):
+        with vector:
+            infos = {i: vector.reset(i, seed=0)[1] for i in range(2)}
+            actions = {i: info["possible_actions"][0] for i, info in infos.items()}
+            out = vector.step(actions)
+            actions = {i: t.info["possible_actions"][0] for i, t in out.items()}
+            with pytest.raises(EnvironmentProtocolError, match="at step 2 of environment 1"):
+                vector.step(actions)
+
+
+def test_empty_and_repeated_environments_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one"):
+        VectorEnv([])
+    with pytest.raises(ConfigError, match="at least one"):
+        ProcessVectorEnv([])
+    env = make_env("playground/small")
+    with pytest.raises(ConfigError, match="more than once"):
+        VectorEnv([env, env])
+    with pytest.raises(ConfigError, match="workers=0"):
+        ProcessVectorEnv(["playground/small"], workers=0)
+
+
+def test_what_cannot_be_made_is_refused_as_by_make_env() -> None:
+    with pytest.raises(UnknownEnvironmentError, match="did you mean"):
+        ProcessVectorEnv(["playground/smal"])
+    with pytest.raises(ConfigError, match="n_objects"):
+        ProcessVectorEnv([("playground/small", {"n_object": 3})])
+    register_env("vector-test/local", lambda: make_env("playground/small"))
+    with pytest.raises(ConfigError, match="another process cannot import"):
+        ProcessVectorEnv(["vector-test/local"])
+
+
+def test_environments_live_in_groups_in_other_processes(troubled: str) -> None:
+    with ProcessVectorEnv([troubled] * 5, workers=2) as vector:
+        pids = [vector.reset(i, seed=0)[1]["pid"] for i in range(5)]
+        assert os.getpid() not in pids
+        assert pids[0] == pids[2] == pids[4] != pids[1] == pids[3]
+        # A set is no JSON: it arrives as something to read.
+        assert vector.reset(0, seed=0)[1]["odd"] == "{1, 2}"
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def first_actions(vector: Any) -> dict[int, str]:
+    return {i: vector.reset(i, seed=i)[1]["possible_actions"][0] for i in range(vector.num_envs)}
+
+
+def test_a_crash_names_the_worker_and_its_last_words(troubled: str) -> None:
+    with ProcessVectorEnv([troubled, (troubled, {"trouble": "crash"})]) as vector:
+        actions = first_actions(vector)
+        with pytest.raises(EnvironmentWorkerError) as caught:
+            vector.step(actions)
+        message = str(caught.value)
+        assert "exit status 3" in message
+        assert "[1]" in message
+        assert "about to fall" in message
+        with pytest.raises(EnvironmentWorkerError, match="make a new one"):
+            vector.reset(0, seed=0)
+
+
+def test_a_hanging_worker_is_given_up(troubled: str) -> None:
+    with ProcessVectorEnv([troubled, (troubled, {"trouble": "hang"})], timeout_s=2.0) as vector:
+        actions = first_actions(vector)
+        with pytest.raises(EnvironmentWorkerError, match="no answer within 2 s"):
+            vector.step(actions)
+
+
+def test_an_exception_is_told_and_the_vector_lives_on(troubled: str) -> None:
+    with ProcessVectorEnv([troubled, (troubled, {"trouble": "raise"})], workers=1) as vector:
+        actions = first_actions(vector)
+        with pytest.raises(
+            EnvironmentWorkerError, match=r"environment 1 raised KeyError"
+        ) as caught:
+            vector.step(actions)
+        assert "lost the key" in str(caught.value)
+        assert "troubled_of_test.py" in str(caught.value), "with the traceback"
+        vector.reset(0, seed=0)
+        actions = first_actions(vector)
+        assert vector.step({0: actions[0]})[0].reward == 0.0
+
+
+def test_a_closed_vector_says_so(troubled: str) -> None:
+    vector = ProcessVectorEnv([troubled])
+    vector.close()
+    vector.close()
+    with pytest.raises(EnvironmentWorkerError, match="closed"):
+        vector.reset(0, seed=0)
+
+
+def test_workers_end_when_their_parent_is_killed(troubled: str, tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        from sacglam.envs.process_vector import ProcessVectorEnv
+        vector = ProcessVectorEnv([{troubled!r}])
+        print(vector.reset(0, seed=0)[1]["pid"], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    pid = int(done.stdout)
+    waiting = 200
+    while waiting and _runs(pid):
+        waiting -= 1
+        time.sleep(0.05)
+    assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
