@@ -1,3 +1,59 @@
-"""sacglam: a fast trainer for SAC-GLAM, soft actor-critic with hindsight for language-model agents."""
+"""sacglam: a fast trainer for SAC-GLAM, soft actor-critic with hindsight relabeling for
+language-model agents.
+
+    from sacglam import TrainConfig, Trainer, load_policy
+
+Names are imported on first use, so that `import sacglam` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .config import TrainConfig as TrainConfig
+    from .envs import check_env as check_env
+    from .envs import list_envs as list_envs
+    from .envs import make_env as make_env
+    from .envs import register_env as register_env
+    from .errors import SacglamError as SacglamError
+    from .models.policy import CandidateScore as CandidateScore
+    from .models.policy import Policy as Policy
+    from .replay import ReplayBuffer as ReplayBuffer
+    from .training.callbacks import Callback as Callback
+    from .training.policies import load_policy as load_policy
+    from .training.trainer import Trainer as Trainer
+    from .training.trainer import TrainResult as TrainResult
+
+_WHERE = {
+    "Callback": "training.callbacks",
+    "CandidateScore": "models.policy",
+    "Policy": "models.policy",
+    "ReplayBuffer": "replay",
+    "SacglamError": "errors",
+    "TrainConfig": "config",
+    "TrainResult": "training.trainer",
+    "Trainer": "training.trainer",
+    "check_env": "envs",
+    "list_envs": "envs",
+    "load_policy": "training.policies",
+    "make_env": "envs",
+    "register_env": "envs",
+}
+
+__all__ = ["__version__", *sorted(_WHERE)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sacglam' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,94 @@
+"""One function a command: reads arguments, calls the library, prints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import ConfigError
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from ..config import TrainConfig, read_yaml
+    from ..training.runner import quiet_libraries, run_with_progress
+    from ..training.trainer import Trainer
+    from .flags import overrides_from
+
+    quiet_libraries()
+    overrides = overrides_from(arguments)
+    if arguments.resume:
+        total = overrides.pop("total_steps", None)
+        if overrides or arguments.config:
+            given = ", ".join(overrides) or "--config"
+            raise ConfigError(
+                f"--resume continues a run with its own configuration; {given} cannot be changed "
+                "(only --total-steps may be given, to train longer)"
+            )
+        return run_with_progress(lambda c: Trainer.resume(
+            arguments.resume, total_steps=total, callbacks=c))  # fmt: skip
+    config = TrainConfig.from_dict(read_yaml(arguments.config)) if arguments.config else TrainConfig()
+    config = config.with_overrides(overrides)
+    return run_with_progress(lambda c: Trainer(config, callbacks=c))
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from ..report.tables import result_table
+    from ..training.runner import evaluate_run, quiet_libraries
+
+    quiet_libraries()
+    result = evaluate_run(
+        arguments.dir, episodes=arguments.episodes, split=arguments.split, seed=arguments.seed
+    )
+    print(result_table({Path(arguments.dir).name: result}))
+    return 0
+
+
+def play(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ..training.playing import play_episodes
+    from ..training.runner import quiet_libraries
+
+    quiet_libraries()
+    play_episodes(
+        arguments.dir,
+        Console(),
+        episodes=arguments.episodes,
+        goal=arguments.goal,
+        seed=arguments.seed,
+        greedy=not arguments.sample,
+    )
+    return 0
+
+
+def plot(arguments: argparse.Namespace) -> int:
+    from ..report.curve import plot_runs
+
+    print(plot_runs(arguments.dirs, arguments.out))
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    from .bench import run_bench
+
+    return run_bench(arguments.suite, arguments.quick, arguments.json)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    from ..training.demo import run_demo
+    from ..training.runner import quiet_libraries
+
+    quiet_libraries()
+    return run_demo(Path(arguments.out), arguments.seeds)
+
+
+def doctor(_: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ..report import doctor as report
+
+    found = report.collect()
+    Console().print(report.render(found))
+    return 0
+
+

@@ -1,0 +1,86 @@
+"""sacglam train | eval | play | plot | bench | demo | doctor"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import SacglamError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="sacglam",
+        description="Train language-model agents with SAC and hindsight relabeling.",
+    )
+    parser.add_argument("--version", action="version", version=f"sacglam {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train an agent", allow_abbrev=False)
+    train.add_argument("--config", metavar="FILE", help="YAML with any of the fields below")
+    train.add_argument("--resume", metavar="DIR", help="continue the run in DIR")
+    train.set_defaults(run="train")
+    if len(sys.argv) < 2 or sys.argv[1] == "train" or "pytest" in sys.modules:
+        from .flags import add_config_flags
+
+        add_config_flags(train)
+
+    evaluate = commands.add_parser("eval", help="evaluate a run on fresh episodes")
+    evaluate.add_argument("dir", metavar="DIR")
+    evaluate.add_argument("--episodes", type=int, default=None)
+    evaluate.add_argument("--split", choices=("train", "test"), default=None)
+    evaluate.add_argument("--seed", type=int, default=None, help="other episodes than the run's own")
+    evaluate.set_defaults(run="evaluate")
+
+    play = commands.add_parser("play", help="watch a trained agent, step by step")
+    play.add_argument("dir", metavar="DIR")
+    play.add_argument("--episodes", type=int, default=1)
+    play.add_argument("--goal", default=None, help="ask for this goal")
+    play.add_argument("--seed", type=int, default=None)
+    play.add_argument("--sample", action="store_true", help="sample instead of the best action")
+    play.set_defaults(run="play")
+
+    plot = commands.add_parser("plot", help="draw learning curves of one or more runs")
+    plot.add_argument("dirs", metavar="DIR", nargs="+")
+    plot.add_argument("--out", default=None, metavar="FILE", help=".png, .pdf or .svg")
+    plot.set_defaults(run="plot")
+
+    bench = commands.add_parser("bench", help="run a throughput suite of bench/")
+    bench.add_argument("suite", metavar="SUITE", help="a suite, or all")
+    bench.add_argument("--quick", action="store_true", help="within 60 s a suite")
+    bench.add_argument("--json", default=None, metavar="FILE")
+    bench.set_defaults(run="bench")
+
+    demo = commands.add_parser("demo", help="train on playground/small and show that it learned")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR")
+    demo.add_argument("--seeds", type=int, nargs="+", default=[0])
+    demo.set_defaults(run="demo")
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to get it")
+    doctor.set_defaults(run="doctor")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors of sacglam end with one line and status 2."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    from . import commands
+
+    try:
+        return int(getattr(commands, arguments.run)(arguments) or 0)
+    except SacglamError as error:
+        print(f"sacglam: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nsacglam: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

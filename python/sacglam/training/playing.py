@@ -1,0 +1,101 @@
+"""An episode of a trained agent, shown step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..report.episode import render_outcome, render_step
+from . import setup
+from .collector import Episode
+from .policies import load_policy
+from .runner import load_run_config
+from .seeds import EVAL_EPISODES, episode_seed, generator
+
+
+def play_episodes(
+    folder: str | Path,
+    console: Any,
+    *,
+    episodes: int = 1,
+    goal: str | None = None,
+    seed: int | None = None,
+    greedy: bool = True,
+    env: Any = None,
+) -> None:
+    """Print episodes: goal, observation, every candidate with probability and Q, choice, reward.
+
+    Args:
+        folder: a run.
+        console: a `rich.console.Console`.
+        episodes: how many.
+        goal: ask the environment for this goal.
+        seed: of the first episode; by default the run's.
+        greedy: the most probable action, or sample.
+        env: as for `Trainer`, if the run had a user's own environment.
+    """
+    config = load_run_config(folder)
+    policy = load_policy(folder)
+    seed = config.seed if seed is None else seed
+    envs = setup.make_envs(setup.env_factory(config, env), 1)
+    options = setup.reset_options(envs.envs[0], config.env.split)
+    if goal is not None:
+        options["goal"] = goal
+    noise = generator(seed, EVAL_EPISODES)
+    for number in range(episodes):
+        episode = Episode(number, episode_seed(seed, EVAL_EPISODES, number))
+        episode.begin(*envs.reset(0, seed=episode.seed, options=options or None))
+        terminated = truncated = False
+        while not (terminated or truncated):
+            pi, q = _scores(policy, episode)
+            chosen = int(pi.argmax() if greedy else torch.multinomial(pi, 1, generator=noise))
+            shown = {
+                "goal": episode.goal,
+                "observation": episode.observation,
+                "candidates": episode.actions,
+            }
+            action = episode.actions[chosen]
+            step = envs.step({0: action})[0]
+            console.print(
+                render_step(
+                    console,
+                    step=len(episode.rewards),
+                    **shown,
+                    probabilities=pi,
+                    q_values=q,
+                    chosen=chosen,
+                    reward=step.reward,
+                    achieved=step.info["achieved_goals"],
+                )
+            )
+            episode.history.append((episode.observation, action))
+            episode.rewards.append(float(step.reward))
+            episode.see(step.obs, step.info)
+            terminated, truncated = step.terminated, step.truncated
+        result = episode.result(terminated)
+        console.print(
+            render_outcome(
+                console,
+                goal=result.goal,
+                success=result.success,
+                steps=result.length,
+                total_reward=result.episode_return,
+                truncated=truncated,
+            )
+        )
+    envs.close()
+
+
+def _scores(policy: Any, episode: Episode) -> tuple[torch.Tensor, torch.Tensor]:
+    """pi and the minimum of Q over the candidates, each float [K]."""
+    prompt = policy.codec.prompt(
+        episode.goal, episode.observation, episode.history, episode.actions
+    )
+    sets = np.array([policy.candidate_set(episode.actions)], dtype=np.int32)
+    forest = policy.pack(prompt, np.array([0, len(prompt)], dtype=np.int64), sets)
+    with torch.no_grad():
+        scores = policy.forward(forest)
+    return scores.pi[0].float().cpu(), scores.q.min(0).values[0].float().cpu()

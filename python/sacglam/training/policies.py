@@ -1,0 +1,52 @@
+"""A policy from wherever one may be: a run, a saved policy, or a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..models.loading import LoraOptions, load_language_model
+from ..models.policy import Policy, PolicyOptions, load_saved_policy
+from ..text import PromptTemplate
+from .checkpoint import latest_checkpoint
+
+
+def load_policy(
+    path_or_id: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str = "float32",
+    lora_r: int = 0,
+    template: PromptTemplate | None = None,
+    options: PolicyOptions | None = None,
+    trust_remote_code: bool = False,
+) -> Policy:
+    """A trained policy, or a fresh one around a language model.
+
+    Args:
+        path_or_id: a run's folder (its newest checkpoint), a checkpoint's `policy` folder, or a model's
+            folder or hub id (its Q heads are then untrained).
+        device: where to put it.
+        dtype, lora_r, template, options, trust_remote_code: for a language model only; a saved
+            policy has its own.
+
+    Raises:
+        CheckpointError: the run has no complete checkpoint, or it is damaged.
+        UnknownModelError: nothing is found under that name.
+    """
+    folder = Path(path_or_id)
+    if (folder / "policy.json").is_file():
+        return load_saved_policy(folder, device=device)
+    if (folder / "policy" / "policy.json").is_file():
+        return load_saved_policy(folder / "policy", device=device)
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        return load_saved_policy(latest_checkpoint(folder) / "policy", device=device)
+    model, tokenizer = load_language_model(
+        path_or_id,
+        lora=LoraOptions(r=lora_r) if lora_r else None,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    return Policy(model, tokenizer, template=template, options=options, name=str(path_or_id))

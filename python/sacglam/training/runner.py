@@ -1,0 +1,147 @@
+"""Training and evaluating a run as a person starts it: with progress, a curve and a closing word."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable as Function
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainConfig
+from ..errors import RunFolderError
+from ..report.curve import plot_runs
+from ..report.progress import ProgressDisplay
+from ..report.tables import result_table
+from . import evaluation, setup
+from .callbacks import Callback
+from .checkpoint import latest_checkpoint, read_state
+from .policies import load_policy
+from .trainer import Trainer, TrainResult
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and advice of transformers out of our output."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
+    import sys
+
+    if issubclass(category, UserWarning | RuntimeWarning):
+        print(f"sacglam: warning: {message}", file=sys.stderr)
+
+
+class _Show(Callback):
+    def __init__(self, display: ProgressDisplay) -> None:
+        self._display = display
+
+    def on_log(self, metrics: Mapping[str, Any]) -> None:
+        self._display.update(metrics)
+
+    def on_interrupt(self) -> None:
+        self._display.message("stopping after this step, then saving (Ctrl-C again: at once)")
+
+
+def train_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> TrainResult:
+    """Train with a progress display; draws curve.png at the end."""
+    show: list[Callback] = []
+    trainer = make(show)
+    display = ProgressDisplay(trainer.config.total_steps)
+    trainer.callbacks.append(_Show(display))
+    with display:
+        result = trainer.train()
+    if (result.out / "metrics.jsonl").stat().st_size:
+        plot_runs(result.out)
+    return result
+
+
+def run_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> int:
+    """Train, then print the result or how to resume; returns the exit status."""
+    result = train_with_progress(make)
+    if result.interrupted:
+        print(
+            f"stopped at {result.env_steps} steps and saved. Continue with\n"
+            f"    sacglam train --resume {result.out}"
+        )
+        return 130
+    assert result.evaluation is not None
+    print(result_table({result.out.name: result.evaluation}))
+    print(f"\nresults in {result.out}: eval.json, curve.png, metrics.jsonl, checkpoints/")
+    print(f"watch it:  sacglam play {result.out}")
+    return 0
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    episodes: int | None = None,
+    split: str | None = None,
+    seed: int | None = None,
+    env: Any = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a run on fresh episodes; updates eval.json.
+
+    Args:
+        folder: the run.
+        episodes: how many; by default the run's `eval.episodes`.
+        split: goals of "train" or "test"; by default the run's own. Another split goes to
+            eval-SPLIT.json.
+        seed: of the episodes; by default the run's seed.
+        env: as for `Trainer`, if the run had a user's own environment.
+        device: where the policy computes.
+    """
+    folder = Path(folder)
+    config = load_run_config(folder)
+    policy = load_policy(folder, device=device)
+    factory = setup.env_factory(config, env)
+    envs = setup.make_envs(factory, config.env.num_envs, config.env.processes)
+    probe = factory()
+    seed = config.seed if seed is None else seed
+    wanted = split or config.env.split
+    count = episodes or config.eval.episodes
+
+    def measure(chooser: evaluation.Chooser) -> dict[str, Any]:
+        options = setup.reset_options(probe, wanted)
+        return evaluation.evaluate(
+            envs, chooser, episodes=count, seed=seed, reset_options=options
+        )
+
+    state = read_state(latest_checkpoint(folder))
+    result = {
+        "env_steps": state["env_steps"],
+        "updates": state["updates"],
+        "wall_s": round(state["wall_s"], 3),
+        **measure(evaluation.policy_chooser(policy, greedy=config.eval.greedy, seed=seed)),
+        "baseline_random": measure(evaluation.random_chooser(seed)),
+        "expert": None,
+    }
+    if setup.attribute(probe, "expert_action") is not None:
+        result["expert"] = measure(evaluation.expert_chooser(envs))
+    envs.close()
+    name = "eval.json" if wanted == config.env.split else f"eval-{wanted}.json"
+    previous = folder / name
+    if previous.is_file():
+        untrained = json.loads(previous.read_text()).get("untrained")
+        if untrained is not None:
+            result["untrained"] = untrained
+    temporary = folder / f".{name}.tmp"
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    temporary.replace(previous)
+    return result
+
+
+def load_run_config(folder: str | Path) -> TrainConfig:
+    """The configuration of a run; raises RunFolderError if the folder is none."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise RunFolderError(f"{folder} is not a run: there is no config.yaml in it")
+    return TrainConfig.load(path)
