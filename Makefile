@@ -1,0 +1,63 @@
+# The two that matter: `make demo` and `make test`. `make help` lists the rest.
+# Everything is installed into .venv; nothing outside this folder is touched.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Any torch in the range of pyproject.toml; without an NVIDIA GPU its CPU build is taken.
+TORCH ?= torch==2.13.0
+# Where the demo keeps its run, and its seeds, e.g. make demo SEEDS="0 1 2"
+OUT ?= runs/demo
+SEEDS ?=
+# More arguments for the command behind a target, e.g. make test ARGS="-k replay -x"
+ARGS ?=
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.sacglam-installed
+NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.hpp csrc/*/*.cpp csrc/*/*.hpp))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format typecheck bench native package install clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMP) ## Train an agent in about 5 minutes and show what it learned [SEEDS="0 1 2"] [OUT=runs/demo]
+	@$(PY) -m sacglam.cli.main demo --out $(OUT) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+test: $(STAMP) ## Run all tests [ARGS="-k replay"]
+	@$(PY) -m pytest tests $(ARGS)
+
+lint: $(STAMP) ## Check the Python and C++ style
+	@$(PY) tools/style.py --check
+
+format: $(STAMP) ## Format the Python and C++ sources in place
+	@$(PY) tools/style.py
+
+typecheck: $(STAMP) ## Check the types of the public API
+	@$(PY) -m mypy $(ARGS)
+
+bench: $(STAMP) ## Run the benchmarks, the quick form of each [ARGS=...]
+	@$(PY) -m sacglam.cli.main bench all --quick $(ARGS)
+
+native: $(STAMP) ## Build the C++ with warnings as errors, and run its own tests
+	@$(PY) tools/native_check.py $(ARGS)
+
+package: $(STAMP) ## Build sdist and wheel, install the wheel elsewhere, import it there
+	@$(PY) tools/package_check.py $(ARGS)
+
+install: $(STAMP) ## Make .venv and install the package, editable, with what development needs
+	@echo "sacglam is installed in $(VENV)"
+
+clean: ## Remove .venv and everything built; keeps runs/
+	rm -rf $(VENV) build dist *.egg-info python/*.egg-info python/sacglam/_C*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find python kernels bench tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp holds the folder that it was made in, since a venv does not survive a move.
+ifneq ($(file <$(STAMP)),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+$(STAMP): pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: sudo apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) tools/setup_env.py --venv $(VENV) --torch "$(TORCH)"
+	@printf '%s\n' "$(CURDIR)" > $@
