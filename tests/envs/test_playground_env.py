@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -131,6 +132,22 @@ def test_episodes_go_on_from_the_seed() -> None:
     one = [env.reset(seed=4)] + [env.reset() for _ in range(5)]
     assert one == [twin.reset(seed=4)] + [twin.reset() for _ in range(5)]
     assert len({obs for obs, _ in one}) == 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_deep_copy_goes_on_alone_and_alike(name: str) -> None:
+    env = make_env(name)
+    env.reset(seed=2)
+    env.step(env.expert_action())
+    twin = copy.deepcopy(env)
+    done = False
+    while not done:
+        action = env.expert_action()
+        assert twin.expert_action() == action
+        result = env.step(action)
+        assert twin.step(action) == result
+        done = result[2]
+    assert env.reset() == twin.reset()
 
 
 def test_time_limit_truncates_and_grows_with_difficulty() -> None:

@@ -3,6 +3,7 @@ and a typed error when a worker dies, hangs or meets an error."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import subprocess
@@ -205,6 +206,16 @@ def test_environments_live_in_groups_in_other_processes(troubled: str) -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_factories_of_a_module_are_specs_too(troubled: str) -> None:
+    factory = importlib.import_module("troubled_of_test").Troubled
+    with ProcessVectorEnv([factory, (factory, {"trouble": "raise"})]) as vector:
+        actions = first_actions(vector)
+        with pytest.raises(EnvironmentWorkerError, match="environment 1 raised KeyError"):
+            vector.step(actions)
+    with pytest.raises(ConfigError, match="another process cannot import"):
+        ProcessVectorEnv([lambda: factory()])
 
 
 def first_actions(vector: Any) -> dict[int, str]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from sacglam import errors
@@ -21,6 +21,9 @@ from sacglam.envs.worker import receive, send
 from sacglam.errors import ConfigError, SacglamError
 
 __all__ = ["EnvironmentWorkerError", "ProcessVectorEnv"]
+
+#: What an environment is made from: an id or a factory.
+Made = str | Callable[..., Any]
 
 #: Lines of a worker's output that are kept for the message of its death.
 _KEPT_LINES = 20
@@ -40,8 +43,9 @@ class ProcessVectorEnv:
     needs no `if __name__ == "__main__"`, and an environment's prints go nowhere.
 
     Args:
-        specs: an id, or an id and keyword arguments, for every environment; an id is what
-            `make_env` takes. The arguments must be plain data (JSON).
+        specs: for every environment an id as for `make_env`, or a factory at the top level of a
+            module; or a pair of one of these and keyword arguments, which must be plain data
+            (JSON).
         workers: processes; environment i lives in process i mod workers. Default: one each.
         timeout_s: how long an answer may take, making the environment included.
 
@@ -54,15 +58,19 @@ class ProcessVectorEnv:
 
     def __init__(
         self,
-        specs: Sequence[str | tuple[str, Mapping[str, Any]]],
+        specs: Sequence[Made | tuple[Made, Mapping[str, Any]]],
         *,
         workers: int | None = None,
         timeout_s: float = 600.0,
     ) -> None:
         self._ledger = Ledger(len(specs))
         self._steps = [0] * len(specs)
-        made = [(spec, {}) if isinstance(spec, str) else (spec[0], dict(spec[1])) for spec in specs]
-        ids = [portable_id(id) for id, _ in made]
+        made = [
+            (portable_id(spec[0]), dict(spec[1]))
+            if isinstance(spec, tuple)
+            else (portable_id(spec), {})
+            for spec in specs
+        ]
         count = len(specs) if workers is None else min(workers, len(specs))
         if count < 1:
             raise ConfigError(f"workers={workers}; give at least 1")
@@ -72,10 +80,7 @@ class ProcessVectorEnv:
             for k in range(count):
                 self._workers.append(_Worker(k, timeout_s))
             self._ask(
-                {
-                    i: {"op": "make", "id": ids[i], "kwargs": kwargs}
-                    for i, (_, kwargs) in enumerate(made)
-                }
+                {i: {"op": "make", "id": id, "kwargs": kw} for i, (id, kw) in enumerate(made)}
             )
         except BaseException:
             self.close()

@@ -102,22 +102,29 @@ def factory_of(id: str) -> Callable[..., Any]:
     raise UnknownEnvironmentError(f"unknown environment {id!r}; {_known(id)}")
 
 
-def portable_id(id: str) -> str:
+def portable_id(env: str | Callable[..., Any]) -> str:
     """An id under which another process of the same program finds the same environment.
 
+    Args:
+        env: an id, or a factory.
+
     Raises:
-        ConfigError: the environment was registered with a factory that only this process has.
+        ConfigError: only this process has the factory.
         UnknownEnvironmentError: nothing is registered under the id.
     """
-    factory = factory_of(id)
-    if id in _built_in or id.startswith(BABYAI) or id not in _factories:
-        return id
+    factory: Callable[..., Any]
+    if isinstance(env, str):
+        factory = factory_of(env)
+        if env in _built_in or env not in _factories:
+            return env
+    else:
+        factory = env
     module = getattr(factory, "__module__", None)
     name = getattr(factory, "__qualname__", "<none>")
     if module in (None, "__main__") or "<" in name:
         raise ConfigError(
-            f"the environment {id!r} was registered with {factory!r}, which another process cannot "
-            "import; register a function or class at the top level of a module, or give the id as "
+            f"the environment {env!r} is made by {factory!r}, which another process cannot import; "
+            "give a function or class at the top level of a module, or an id such as "
             "'package.module:callable'"
         )
     return f"{module}:{name}"
