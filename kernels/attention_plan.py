@@ -287,4 +287,5 @@ def _check_offsets(offsets: torch.Tensor, first: int, last: int, name: str) -> N
     values = offsets.tolist()
     rising = all(a <= b for a, b in zip(values, values[1:], strict=False))
     if not values or values[0] != first or values[-1] != last or not rising:
-        raise ValueError(f"{name} must rise from {first} to {last}, got {values[:3]}..{values[-1:]}")
+        got = f"{values[:3]} .. {values[-1:]}"
+        raise ValueError(f"{name} must rise from {first} to {last}, got {got}")

@@ -194,5 +194,9 @@ class _TritonCandidateSoftmax(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         from . import candidate_softmax_triton as kernels
 
-        out = kernels.backward(*grads, *ctx.saved_tensors, ctx.edges, ctx.tau, ctx.mean)
+        offsets, cand_edges, prompt_offsets, log_pi, entropy = ctx.saved_tensors
+        out = kernels.backward(
+            grads[0], grads[1], grads[2], offsets, cand_edges, prompt_offsets, log_pi, entropy,
+            ctx.edges, ctx.tau, ctx.mean,
+        )  # fmt: skip
         return out, None, None, None, None, None

@@ -26,12 +26,12 @@ FORWARD = {
 BACKWARD_Q = {
     64: dict(block_m=64, block_n=64, num_warps=4, num_stages=2),
     128: dict(block_m=64, block_n=64, num_warps=8, num_stages=2),
-    256: dict(block_m=64, block_n=32, num_warps=8, num_stages=1),
+    256: dict(block_m=64, block_n=64, num_warps=8, num_stages=2),
 }
 BACKWARD_KV = {
     64: dict(block_m=64, block_n=64, num_warps=8, num_stages=2),
-    128: dict(block_m=64, block_n=64, num_warps=8, num_stages=2),
-    256: dict(block_m=32, block_n=64, num_warps=8, num_stages=1),
+    128: dict(block_m=64, block_n=64, num_warps=8, num_stages=1),
+    256: dict(block_m=32, block_n=64, num_warps=8, num_stages=2),
 }
 # Prefix keys are seen by all queries: their gradient is split over this many query ranges, and
 # the parts are summed, which keeps the result deterministic.

@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from sacglam.kernels import candidate_softmax_triton as softmax
 from sacglam.kernels import forest_attention_triton as attention
 from sacglam.kernels import linear_logprob_triton as head
 from sacglam.kernels import plan_forest
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 _TYPES = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from sacglam.kernels import candidate_softmax, candidate_softmax_reference
 
 # name -> (candidates of each prompt, longest path, edges)

@@ -6,7 +6,6 @@ import importlib
 
 import pytest
 import torch
-
 from sacglam.kernels import edge_logits, linear_logprob, linear_logprob_reference
 
 # name -> (rows, hidden, vocabulary, edges, scale of h)
