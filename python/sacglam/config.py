@@ -98,6 +98,7 @@ class OptimConfig:
     grad_clip: float = 1.0  # largest gradient norm
     batch_size: int = 64  # transitions an update
     warmup_updates: int = 100  # linear warm-up of the learning rate
+    final_lr: float = 1.0  # share of the learning rate left at the end, reached linearly (1: constant)
     actor_weight: float = 1.0  # factor of the actor's loss beside the critic's (shared trunk)
 
 
@@ -276,6 +277,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "optim.grad_clip": (0, float("inf"), False),
     "optim.batch_size": (1, 1 << 20, True),
     "optim.warmup_updates": (0, 1 << 40, True),
+    "optim.final_lr": (0, 1, True),
     "optim.actor_weight": (0, 1e6, False),
     "eval.interval": (0, 1 << 60, True),
     "eval.episodes": (1, 1 << 40, True),

@@ -142,8 +142,11 @@ class Learner:
             return sac.soft_value(current.pi, current.log_pi, target.q, alpha)
 
     def _set_learning_rate(self) -> None:
-        warmup = self.config.optim.warmup_updates
+        config = self.config
+        total = max(1.0, (config.total_steps - config.learning_starts) / config.steps_per_update)
+        warmup = config.optim.warmup_updates
         share = min(1.0, (self.updates + 1) / warmup) if warmup else 1.0
+        share *= 1.0 - (1.0 - config.optim.final_lr) * min(1.0, self.updates / total)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
 

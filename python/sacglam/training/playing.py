@@ -40,8 +40,9 @@ def play_episodes(
     config = load_run_config(folder)
     policy = load_policy(folder)
     seed = config.seed if seed is None else seed
-    envs = setup.make_envs(setup.env_factory(config, env), 1)
-    options = setup.reset_options(envs.envs[0], config.env.split)
+    envs = setup.make_envs(config, env, count=1)
+    probe = setup.env_factory(config, env)()
+    options = setup.reset_options(probe, config.env.split)
     if goal is not None:
         options["goal"] = goal
     noise = generator(seed, EVAL_EPISODES)

@@ -102,9 +102,8 @@ def evaluate_run(
     folder = Path(folder)
     config = load_run_config(folder)
     policy = load_policy(folder, device=device)
-    factory = setup.env_factory(config, env)
-    envs = setup.make_envs(factory, config.env.num_envs, config.env.processes)
-    probe = factory()
+    envs = setup.make_envs(config, env)
+    probe = setup.env_factory(config, env)()
     seed = config.seed if seed is None else seed
     wanted = split or config.env.split
     count = episodes or config.eval.episodes

@@ -44,7 +44,7 @@ def env_factory(config: TrainConfig, env: Any = None) -> EnvFactory:
     def duplicate() -> Any:
         try:
             return copy.deepcopy(env)
-        except Exception as error:
+        except Exception as error:  # whatever a user's __deepcopy__ or __reduce__ may raise
             raise ConfigError(
                 f"the environment {type(env).__name__} cannot be copied ({error}); pass a function "
                 "without arguments that makes one, e.g. Trainer(config, env=lambda: MyEnv())"
@@ -53,12 +53,21 @@ def env_factory(config: TrainConfig, env: Any = None) -> EnvFactory:
     return duplicate
 
 
-def make_envs(factory: EnvFactory, count: int, processes: int = 0) -> Any:
-    """`count` environments stepped together, in this process or in workers."""
-    if processes:
+def make_envs(config: TrainConfig, env: Any = None, count: int | None = None) -> Any:
+    """The environments of a run, stepped together in this process or in workers.
+
+    Args:
+        config: the run's configuration; `env.processes` workers, 0 for none.
+        env: as for `env_factory`; for workers it must be a function of an importable module.
+        count: how many; by default `env.num_envs`.
+    """
+    count = count or config.env.num_envs
+    if config.env.processes:
         from ..envs.process_vector import ProcessVectorEnv
 
-        return ProcessVectorEnv([factory] * count, processes=processes)
+        spec = (config.env.id, config.env.kwargs) if env is None else env
+        return ProcessVectorEnv([spec] * count, workers=min(config.env.processes, count))
+    factory = env_factory(config, env)
     return VectorEnv([factory() for _ in range(count)])
 
 

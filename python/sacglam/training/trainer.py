@@ -77,14 +77,14 @@ class Trainer:
         if not resume:
             refuse_used_folder(self.out)
         self.callbacks = list(callbacks)
-        factory = setup.env_factory(config, env)
-        self.config = config = setup.resolve(config, probe := factory())
+        probe = setup.env_factory(config, env)()
+        self.config = config = setup.resolve(config, probe)
         if config.threads:
             torch.set_num_threads(config.threads)
         self._reset_options = setup.reset_options(probe, config.env.split)
         self._has_expert = setup.attribute(probe, "expert_action") is not None
-        self._envs = setup.make_envs(factory, config.env.num_envs, config.env.processes)
-        self._eval_envs = setup.make_envs(factory, config.env.num_envs, config.env.processes)
+        self._envs = setup.make_envs(config, env)
+        self._eval_envs = setup.make_envs(config, env)
         self.buffer = ReplayBuffer(
             config.replay.capacity,
             n_step=config.sac.n_step,
