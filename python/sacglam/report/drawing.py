@@ -1,0 +1,134 @@
+"""The looks of the figures: colours, axes, legend, and the file they are written to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# Okabe and Ito: distinct with every common colour blindness; its yellow is too light for lines.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # tell the lines apart in print without colour
+GREY = "0.45"
+WIDTH_IN = 5.5  # the text width of a one-column paper
+STYLE: Any = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.solid_capstyle": "round",
+    "pdf.fonttype": 42,  # TrueType: the text of a PDF stays text
+    "svg.hashsalt": "sacglam",  # the same picture is the same file
+}
+
+
+def look_of(i: int) -> dict[str, Any]:
+    """Colour, dashes and marker of line `i`."""
+    return {
+        "color": _COLOURS[i % len(_COLOURS)],
+        "linestyle": ("-", (0, (4, 1.5)))[i // len(_COLOURS) % 2],
+        "marker": _MARKERS[i % len(_MARKERS)],
+        "markersize": 4.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.7,
+    }
+
+
+def markers_of(look: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a look that concerns the marker."""
+    return {key: value for key, value in look.items() if key.startswith("marker")}
+
+
+def add_kind(kinds: dict[str, Line2D], label: str, **look: Any) -> None:
+    """Note for the legend that the figure has this kind of mark."""
+    from matplotlib.lines import Line2D
+
+    if label not in kinds:
+        kinds[label] = Line2D([], [], label=label, **look)
+
+
+def finish_axes(axes: Axes, last_step: float, ticks: int) -> None:
+    """0 to 100 %, 0 to `last_step`, about `ticks` ticks."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_ylim(0, 103)
+    axes.set_yticks([0, 25, 50, 75, 100])
+    axes.set_xlim(0, last_step)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _steps_label(value)))
+
+
+def label_axes(axes: Axes, *, x: bool, y: bool) -> None:
+    if x:
+        axes.set_xlabel("environment steps")
+    if y:
+        axes.set_ylabel("success (%)")
+
+
+def _steps_label(value: float) -> str:
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:g}{unit}"
+    return f"{value:g}"
+
+
+def add_legend(figure: Figure, lines: list[Line2D], kinds: list[Line2D]) -> None:
+    """Below the panels: lines in their own rows, then the kinds of marks. The figure grows by the
+    height of the legend, so that the panels keep theirs."""
+    from matplotlib.lines import Line2D
+
+    blank = Line2D([], [], lw=0, label=" ")
+    for columns in range(max(len(lines), len(kinds)), 0, -1):
+        rows = [
+            part[i : i + columns] for part in (lines, kinds) for i in range(0, len(part), columns)
+        ]
+        rows = [row + [blank] * (columns - len(row)) for row in rows]
+        by_column = [[row[c] for row in rows] for c in range(columns)]
+        longest = [max(len(str(h.get_label())) for h in column) for column in by_column]
+        # Estimated in inches: about 3.8 points a character, 38 for the handle and the spacing.
+        if sum(3.8 * n + 38 for n in longest) / 72 <= WIDTH_IN:
+            break
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.16 * len(rows) + 0.1)
+    figure.legend(
+        handles=[handle for column in by_column for handle in column],
+        loc="outside lower center", ncols=columns, frameon=False,
+        handlelength=2.6, columnspacing=1.6,
+    )  # fmt: skip
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` that replaces it once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format of its suffix; the file appears whole or not at all."""
+    kind = path.suffix.lower()[1:]
+    # Without a date, the same data gives the same file.
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    with _whole_file(path) as part:
+        figure.savefig(part, format=kind, dpi=220, metadata=metadata)

@@ -1,0 +1,106 @@
+"""Which runs are repetitions of each other, and what sets the others apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .runs import Run
+
+# What may differ between runs that are repetitions of each other: nothing here changes what an
+# environment step teaches.
+_REPETITION_KEYS = {
+    "seed", "out", "device", "threads", "total_steps", "log_interval", "checkpoint_interval",
+    "keep_checkpoints",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed alone."""
+
+    label: str
+    runs: list[Run]
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Put runs that differ by their seed alone together; name each group by what sets it apart.
+
+    Runs without a config.yaml stay alone and are named after their folder.
+    """
+    keyed: dict[Any, list[Run]] = {}
+    settings: list[dict[str, str]] = []
+    for position, run in enumerate(runs):
+        flat = _flatten(run.config)
+        same = {k: v for k, v in flat.items() if k not in _REPETITION_KEYS}
+        key = tuple(sorted(same.items())) if same else position
+        if key not in keyed:
+            settings.append(same)
+        keyed.setdefault(key, []).append(run)
+    names = list(dict.fromkeys(name for setting in settings for name in setting))
+    apart = [n for n in names if len({setting.get(n) for setting in settings}) > 1]
+    groups = []
+    for members, setting in zip(keyed.values(), settings, strict=True):
+        label = _apart_label(apart, setting) or _folder_name(members[0])
+        groups.append(Group(f"{label}, {seeds_label(members)}", members))
+    return groups
+
+
+def _apart_label(apart: list[str], setting: Mapping[str, str]) -> str:
+    parts = []
+    for name in apart:
+        value = setting.get(name, "unset")
+        # Environments and models speak for themselves; the rest reads like the flag it is.
+        section = name.removesuffix(".id")
+        if section in ("env", "model"):
+            parts.append(_short(section, value))
+        else:
+            parts.append(f"{name}={value}")
+    if len(parts) > 3:
+        parts = [*parts[:3], f"{len(parts) - 3} more differences"]
+    return ", ".join(parts)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _setting(run: Run, name: str) -> str | None:
+    """A field of the configuration, or the `id` of a section."""
+    flat = _flatten(run.config)
+    return flat.get(f"{name}.id", flat.get(name))
+
+
+def seeds_label(runs: Sequence[Run]) -> str:
+    """What names the runs of a group: their seed, or their number where there are several."""
+    if len(runs) > 1:
+        seeds = {_setting(run, "seed") for run in runs}
+        return f"{len(runs)} {'seeds' if len(seeds) == len(runs) else 'runs'}"
+    seed = _setting(runs[0], "seed")
+    return "1 run" if seed is None else f"seed {seed}"
+
+
+def _folder_name(run: Run) -> str:
+    return run.folder.resolve().name
+
+
+def common_setting(runs: Sequence[Run]) -> str:
+    """The environment and the model, where all runs have them in common."""
+    parts = []
+    for name in ("env", "model"):
+        values = {_setting(run, name) for run in runs}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            parts.append(_short(name, value))
+    return ", ".join(parts)
+
+
+def _short(section: str, value: str) -> str:
+    """An environment's id, or of a model, which may be a folder, the last part."""
+    return value.rstrip("/").rpartition("/")[2] if section == "model" else value

@@ -1,0 +1,222 @@
+"""Learning curves: what is drawn, from which run, into which file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from sacglam.errors import ConfigError, RunFolderError
+from sacglam.report import curve
+from sacglam.report.curve import plot_runs
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is saved."""
+    seen: list[Figure] = []
+    save = curve.save
+
+    def keep(figure: Figure, path: Path) -> None:
+        seen.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(curve, "save", keep)
+    return seen
+
+
+def labels(figure: Figure) -> list[str]:
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts() if text.get_text().strip()]
+
+
+def line_through(figure: Figure, y: float, *, panel: int = 0, points: int = 3) -> list[Any]:
+    """Lines of a panel with at least `points` points that end at `y` percent."""
+    return [
+        line
+        for line in figure.axes[panel].lines
+        if len(line.get_xdata()) >= points and np.isclose(line.get_ydata()[-1], y)
+    ]
+
+
+def test_one_run_draws_every_family_and_its_references(
+    make_run: MakeRun, figures: list[Figure]
+) -> None:
+    folder = make_run()
+    assert plot_runs(folder) == folder / "curve.png"
+    assert imread(folder / "curve.png").shape[1] > 1000
+    (figure,) = figures
+    (axes,) = figure.axes
+    assert set(labels(figure)) == {
+        "Grasp", "Grow plant", "random agent", "expert", "final evaluation, 95 % CI",
+    }  # fmt: skip
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("environment steps", "success (%)")
+    assert axes.get_title(loc="left") == "playground/small, tiny-t5, seed 0"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (grasp,) = line_through(figure, 100 * rows[-1]["success"]["Grasp"])
+    assert list(grasp.get_xdata()) == [row["env_steps"] for row in rows]
+    np.testing.assert_allclose(grasp.get_ydata(), [100 * row["success"]["Grasp"] for row in rows])
+    levels = {round(float(line.get_ydata()[0]), 6) for line in axes.lines if line.is_dashed()}
+    assert levels == {14.0, 2.0, 100.0}
+    low, high = axes.get_ylim()
+    assert low <= 0
+    assert high >= 100
+
+
+def test_the_final_evaluation_has_its_interval(make_run: MakeRun, figures: list[Figure]) -> None:
+    plot_runs(make_run())
+    bars = [
+        tuple(line.get_ydata())
+        for line in figures[0].axes[0].lines
+        if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1] > 12000
+    ]
+    # 94 of 100, and 98.7 % of 200: eval.json counts each family's episodes.
+    assert any(low == pytest.approx(87.5, abs=0.1) and high == pytest.approx(97.2, abs=0.1)
+               for low, high in bars)  # fmt: skip
+    assert len(bars) == 2
+
+
+def test_evaluations_while_training_are_marked(make_run: MakeRun, figures: list[Figure]) -> None:
+    plot_runs(make_run(evaluated=False))
+    plot_runs(
+        make_run("evaluated", evaluated=False, total=6000) if False else _with_evals(make_run)
+    )
+    without, marked = figures
+    assert "evaluation" not in labels(without)
+    assert {"evaluation", "training episodes"} <= set(labels(marked))
+    assert "random agent" not in labels(marked)  # no eval.json, no reference
+
+
+def _with_evals(make_run: MakeRun) -> Path:
+    folder = make_run("evals", evaluated=False)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[3::4]:
+        row["eval"] = {"success": row["success"], "success_mean": 0.5, "episodes": 100}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_seeds_become_mean_and_range(
+    make_run: MakeRun, figures: list[Figure], tmp_path: Path
+) -> None:
+    folders = [make_run(f"s{i}", seed=i, late=late) for i, late in enumerate((5000, 6000, 9000))]
+    plot_runs(folders, tmp_path / "seeds.png")
+    (figure,) = figures
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "playground/small, tiny-t5, 3 seeds"
+    assert "range over seeds" in labels(figure)
+    success = np.array(
+        [
+            [100 * json.loads(line)["success"]["Grow plant"] for line in log.splitlines()]
+            for log in ((folder / "metrics.jsonl").read_text() for folder in folders)
+        ]
+    )  # [runs, intervals]
+    (mean,) = line_through(figure, success.mean(axis=0)[-1])
+    np.testing.assert_allclose(mean.get_ydata(), success.mean(axis=0))
+    bands = [band.get_paths()[0].vertices for band in axes.collections]
+    middle = 6000
+    heights = [set(np.round(v[v[:, 0] == middle, 1], 6)) for v in bands]
+    at = middle // 500 - 1
+    assert {round(success[:, at].min(), 6), round(success[:, at].max(), 6)} in heights
+
+
+def test_a_seed_that_stopped_early_does_not_bend_the_mean(
+    make_run: MakeRun, figures: list[Figure], tmp_path: Path
+) -> None:
+    folders = [make_run("long"), make_run("short", seed=1, total=4000)]
+    plot_runs(folders, tmp_path / "out.png")
+    lines = [line.get_xdata() for line in figures[0].axes[0].lines if len(line.get_xdata()) > 2]
+    spans = {(float(x[0]), float(x[-1])) for x in lines}
+    assert spans == {(500, 4000), (4000, 12000)}  # the mean, then what the longer run did alone
+
+
+def test_configurations_get_a_panel_per_family(
+    make_run: MakeRun, figures: list[Figure], tmp_path: Path
+) -> None:
+    folders = [
+        make_run(f"{ratio}-{seed}", seed=seed, her_ratio=ratio, late=6000 if ratio else 11000)
+        for ratio in (0.8, 0.0)
+        for seed in (0, 1)
+    ]
+    plot_runs(folders, tmp_path / "out.png")
+    (figure,) = figures
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Grasp", "Grow plant"]
+    assert {"replay.her_ratio=0.8, 2 seeds", "replay.her_ratio=0.0, 2 seeds"} <= set(labels(figure))
+    with_her, without = (
+        [line for line in figure.axes[1].lines if len(line.get_xdata()) > 3][i] for i in (0, 1)
+    )
+    assert with_her.get_color() != without.get_color()
+    assert with_her.get_ydata()[14] > 80 > 20 > without.get_ydata()[14]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
+)
+def test_the_suffix_picks_the_format_and_files_are_reproducible(
+    make_run: MakeRun, tmp_path: Path, suffix: str, start: bytes
+) -> None:
+    folder = make_run()
+    paths = [plot_runs([folder], tmp_path / f"{name}.{suffix}") for name in "ab"]
+    contents = [path.read_bytes() for path in paths]
+    assert contents[0].startswith(start)
+    assert contents[0] == contents[1]
+
+
+def test_several_runs_go_into_the_working_directory(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [make_run("a"), make_run("b", seed=1)]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert plot_runs(folders) == Path("curves.png")
+    assert (tmp_path / "here" / "curves.png").is_file()
+    assert not (folders[0] / "curve.png").exists()
+
+
+def test_errors_leave_what_is_there(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run()
+    (folder / "curve.png").write_text("an earlier picture")
+    with pytest.raises(ConfigError, match=r"must end in \.png, \.pdf, \.svg"):
+        plot_runs(folder, tmp_path / "curve.bmp")
+    with pytest.raises(ConfigError, match="give one or more folders"):
+        plot_runs([])
+    with pytest.raises(RunFolderError, match="no run's folder"):
+        plot_runs([folder, tmp_path / "nothing"])
+
+    def fail(self: Figure, *_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        plot_runs(folder)
+    assert (folder / "curve.png").read_text() == "an earlier picture"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.yaml", "curve.png", "eval.json", "metrics.jsonl",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"env_steps": 0},
+        {"env_steps": 500, "success_mean": 0.5},
+        {"env_steps": 500, "success": {"A": None}},
+        {"env_steps": 500, "success": {f"family {i}": 0.1 for i in range(20)}},
+    ],
+)
+def test_sparse_metrics_still_make_a_picture(tmp_path: Path, row: dict[str, Any]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert plot_runs(tmp_path / "a").stat().st_size > 1000
+    both = plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "both.png")
+    assert both.stat().st_size > 1000
