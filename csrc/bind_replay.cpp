@@ -232,14 +232,22 @@ BatchArrays arrays_of(const py::tuple& t, std::size_t rows) {
   return out;
 }
 
+void require_room(const char* name, std::size_t room, std::size_t need) {
+  if (need > room) {
+    throw ReplayFault(std::string("out.") + name + " holds " + std::to_string(room) +
+                      " token ids, this batch needs " + std::to_string(need) +
+                      "; give a larger array, the same batch is drawn again");
+  }
+}
+
 // Returns the fields of a Batch, in kFields' order; prompt arrays of `out` may be longer than
 // what was drawn.
 py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, const py::object& out) {
   const auto rows =
       static_cast<std::size_t>(to_int(batch_size, "batch_size", 1, std::int64_t{1} << 24));
   const auto n = static_cast<py::ssize_t>(rows);
+  // A nested call cannot reach this scratch: nothing runs Python while it is in use.
   thread_local Plan scratch;
-  // A nested call cannot reach this scratch: nothing below runs Python while it is in use.
   if (!out.is_none()) {
     const auto given = out.cast<py::tuple>();
     if (given.size() != std::size(kFields)) throw ReplayFault("out must have every field");
@@ -250,8 +258,11 @@ py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, const py::o
     const auto room = static_cast<std::size_t>(given[0].cast<py::array>().size());
     const auto next_room = static_cast<std::size_t>(given[3].cast<py::array>().size());
     const py::gil_scoped_release release;
-    const auto state = buffer.plan(rows, room, next_room, scratch);
-    ReplayBuffer::fill(scratch, to);
+    buffer.sample(rows, scratch, [&](const Plan& plan) {
+      require_room("prompt_ids", room, plan.prompt_tokens);
+      require_room("next_prompt_ids", next_room, plan.next_tokens);
+      return to;
+    });
     return given;
   }
   py::tuple fresh = py::make_tuple(
@@ -267,15 +278,15 @@ py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, const py::o
   std::size_t next_tokens = 0;
   {
     const py::gil_scoped_release release;
-    const auto state =
-        buffer.plan(rows, ReplayBuffer::kUnlimited, ReplayBuffer::kUnlimited, scratch);
-    prompt_tokens = scratch.prompt_tokens;
-    next_tokens = scratch.next_tokens;
-    prompt = std::make_unique_for_overwrite<std::int32_t[]>(prompt_tokens);
-    next = std::make_unique_for_overwrite<std::int32_t[]>(next_tokens);
-    to.prompt_ids = prompt.get();
-    to.next_prompt_ids = next.get();
-    ReplayBuffer::fill(scratch, to);
+    buffer.sample(rows, scratch, [&](const Plan& plan) {
+      prompt_tokens = plan.prompt_tokens;
+      next_tokens = plan.next_tokens;
+      prompt = std::make_unique_for_overwrite<std::int32_t[]>(prompt_tokens);
+      next = std::make_unique_for_overwrite<std::int32_t[]>(next_tokens);
+      to.prompt_ids = prompt.get();
+      to.next_prompt_ids = next.get();
+      return to;
+    });
   }
   fresh[0] = adopt(std::move(prompt), prompt_tokens);
   fresh[3] = adopt(std::move(next), next_tokens);
@@ -388,6 +399,7 @@ void bind_replay(py::module_& m) {
       .def("sample", &sample)
       .def("save", &ReplayBuffer::save, Release())
       .def("load", &ReplayBuffer::load, Release())
+      .def("steps", &ReplayBuffer::steps)
       .def("stats", [](const ReplayBuffer& b) {
         const Stats s = b.stats();
         py::dict d;
@@ -400,6 +412,7 @@ void bind_replay(py::module_& m) {
             s.steps == 0 ? 0.0 : static_cast<double>(s.bytes) / static_cast<double>(s.steps);
         d["samples"] = s.samples;
         d["batches"] = s.batches;
+        d["redrawn"] = s.redrawn;
         d["her_share"] = s.her_share;
         d["texts"] = s.texts;
         d["candidate_sets"] = s.sets;

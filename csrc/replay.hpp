@@ -1,9 +1,11 @@
 // The replay buffer: text transitions as interned token ids, hindsight on sampling, prompts
 // assembled natively. Pure C++20, no Python.
 //
-// Threads: any number may call any method. One mutex, here, guards all state; samplers hold it
-// while they draw, not while they copy tokens: interned data never moves, and a sampler keeps
-// the state that it drew from alive.
+// Threads: any number may call any method. Sampling, assembling and the copying part of save()
+// take no lock and never wait for anyone: see replay_ring.hpp for why what they read is sound.
+// Two mutexes remain, both among writers: `commit_` (add_episode, about a microsecond for an
+// episode of 25 steps; load; the first instant of save) and `intern_` (new texts and sets). A
+// writer that is descheduled while it holds one delays other writers, never a sampler.
 #pragma once
 
 #include <cstring>
@@ -12,26 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "replay_file.hpp"
-#include "replay_sampler.hpp"
+#include "replay_state.hpp"
 
 namespace sacglam::replay {
-
-// Everything that a checkpoint holds.
-struct State {
-  State(const Settings& settings, std::uint64_t first_seed)
-      : store(settings.capacity, settings.strategy), seed(first_seed) {}
-  Tables tables;
-  Template form;
-  Store store;
-  std::uint64_t seed;
-  std::uint64_t batches = 0;         // the sampling counter
-  std::uint64_t sampled_rows = 0;    // since the buffer was created
-  std::uint64_t relabeled_rows = 0;  // of those
-};
-
-void write_state(const State& state, const Settings& settings, Bytes& out);
-std::shared_ptr<State> read_state(const Bytes& payload, const Settings& settings);
 
 // Where a batch of B rows goes; offsets have B + 1 entries.
 struct BatchArrays {
@@ -53,7 +38,8 @@ struct BatchArrays {
 };
 
 struct Stats {
-  std::uint64_t steps, episodes, evicted_steps, goals, bytes, samples, batches, texts, sets;
+  std::uint64_t steps, episodes, evicted_steps, goals, bytes, samples, batches, redrawn, texts,
+      sets;
   double her_share;
 };
 
@@ -62,37 +48,50 @@ class ReplayBuffer {
   static constexpr std::size_t kUnlimited = ~std::size_t{0};
 
   ReplayBuffer(const Settings& settings, std::uint64_t seed)
-      : settings_(settings), state_(std::make_shared<State>(settings, seed)) {}
+      : settings_(settings), owned_(std::make_unique<State>(settings, seed, reclaimer_)) {
+    state_.store(owned_.get(), std::memory_order_release);
+  }
 
   std::int32_t intern_text(const std::vector<std::int32_t>& ids) {
-    const std::lock_guard lock(mutex_);
-    return state_->tables.intern_text(ids.data(), ids.size());
+    const std::lock_guard lock(intern_);
+    return owned_->tables.intern_text(ids.data(), ids.size());
   }
   std::int32_t intern_candidates(const std::vector<std::int32_t>& ids) {
-    const std::lock_guard lock(mutex_);
-    return state_->tables.intern_candidates(ids.data(), ids.size());
+    const std::lock_guard lock(intern_);
+    return owned_->tables.intern_candidates(ids.data(), ids.size());
   }
   std::vector<std::int32_t> text(std::int32_t id) const {
-    const std::lock_guard lock(mutex_);
-    state_->tables.require_text(id, "text");
-    const Span span = state_->tables.texts[id];
+    const Reclaimer::Guard guard(reclaimer_);
+    const Tables& tables = state().tables;
+    tables.require_text(id, "text");
+    const Span span = tables.texts[id];
     return {span.data, span.data + span.size};
   }
   std::vector<std::int32_t> candidate_set(std::int32_t id) const {
-    const std::lock_guard lock(mutex_);
-    state_->tables.require_set(id, "candidates");
-    const Span span = state_->tables.sets[id];
+    const Reclaimer::Guard guard(reclaimer_);
+    const Tables& tables = state().tables;
+    tables.require_set(id, "candidates");
+    const Span span = tables.sets[id];
     return {span.data, span.data + span.size};
   }
   void set_template(std::vector<Op> ops) {
-    const std::lock_guard lock(mutex_);
-    state_->form = Template(std::move(ops), state_->tables);
+    const std::lock_guard lock(intern_);
+    owned_->set_form(Template(std::move(ops), owned_->tables), reclaimer_);
+    reclaimer_.collect();
   }
 
   std::int64_t add_episode(const EpisodeInput& input) {
-    const std::lock_guard lock(mutex_);
-    input.check(state_->tables, settings_.capacity);
-    return state_->store.add(input);
+    for (;;) {
+      const std::uint64_t loads = loads_.load(std::memory_order_acquire);
+      {
+        const Reclaimer::Guard guard(reclaimer_);
+        input.check(state().tables, settings_.capacity);
+      }
+      const std::lock_guard lock(commit_);
+      // Another state since the check: its ids mean something else.
+      if (loads != loads_.load(std::memory_order_relaxed)) continue;
+      return static_cast<std::int64_t>(owned_->store.add(input));
+    }
   }
 
   // The prompt at step t of an episode that is still running.
@@ -102,69 +101,79 @@ class ReplayBuffer {
                                      const std::vector<std::int32_t>& actions,
                                      std::int64_t t) const;
 
-  // First half of sampling: draws the rows. When a prompt array cannot hold what was drawn,
-  // throws, and the same batch is drawn by the next call.
-  std::shared_ptr<const State> plan(std::size_t rows, std::size_t prompt_room,
-                                    std::size_t next_room, Plan& out);
-  // Second half, without the lock: copies. `state` is what plan() returned.
-  static void fill(const Plan& plan, const BatchArrays& to);
+  // Draws a batch of `rows`. `place(plan)` says where it goes, once its size is known; when it
+  // throws, the next call draws the same batch (unless another thread has sampled meanwhile).
+  template <class Place>
+  void sample(std::size_t rows, Plan& plan, const Place& place);
 
   void save(const std::string& path) const {
     Bytes payload;
     {
-      const std::lock_guard lock(mutex_);
-      write_state(*state_, settings_, payload);
+      const Reclaimer::Guard guard(reclaimer_);
+      std::unique_lock lock(commit_);
+      const State& now = state();
+      const Snapshot snapshot(now);
+      lock.unlock();
+      payload = write_state(now, snapshot, settings_);
     }
     write_checkpoint(path, payload);
   }
+
   void load(const std::string& path) {
     const Bytes payload = read_checkpoint(path);
-    std::shared_ptr<State> loaded = read_state(payload, settings_);
-    const std::lock_guard lock(mutex_);
-    state_.swap(loaded);
+    std::unique_ptr<State> loaded = read_state(payload, settings_, reclaimer_);
+    const std::scoped_lock lock(commit_, intern_);
+    state_.store(loaded.get(), std::memory_order_release);
+    owned_.swap(loaded);
+    loads_.fetch_add(1, std::memory_order_release);
+    reclaimer_.retire(std::shared_ptr<const State>(std::move(loaded)));
+    reclaimer_.collect();
+  }
+
+  std::uint64_t steps() const {
+    const Reclaimer::Guard guard(reclaimer_);
+    const auto [head, tail] = state().store.rows().range();
+    return tail - head;
   }
   Stats stats() const;
 
  private:
+  const State& state() const { return *state_.load(std::memory_order_acquire); }
+
   const Settings settings_;
-  mutable std::mutex mutex_;
-  std::shared_ptr<State> state_;
+  mutable Reclaimer reclaimer_;  // declared first: what it frees may refer to nothing below
+  mutable std::mutex commit_;
+  mutable std::mutex intern_;
+  std::unique_ptr<State> owned_;        // the writers'
+  std::atomic<State*> state_{nullptr};  // the readers'
+  std::atomic<std::uint64_t> loads_{0};
 };
 
-inline std::shared_ptr<const State> ReplayBuffer::plan(std::size_t rows, std::size_t prompt_room,
-                                                       std::size_t next_room, Plan& out) {
-  const std::lock_guard lock(mutex_);
-  State& state = *state_;
-  if (state.form.empty()) throw ReplayFault("no template is set: call set_template first");
-  if (state.store.rows().size() == 0) {
-    throw ReplayFault("the buffer is empty: add an episode before sampling");
-  }
-  Sampler(settings_, state.store, state.tables, state.form)
-      .plan(rows, state.seed, state.batches, out);
-  const auto require_room = [](const char* name, std::size_t room, std::size_t need) {
-    if (need > room) {
-      throw ReplayFault(std::string("out.") + name + " holds " + std::to_string(room) +
-                        " token ids, this batch needs " + std::to_string(need) +
-                        "; give a larger array, the same batch is drawn again");
+// Copies tokens. Small texts go by whole blocks: a text owns the memory up to the next block, and
+// what is written too much is overwritten by the next text; the last ones are copied exactly.
+inline void gather(const std::vector<Span>& spans, std::size_t tokens, std::int32_t* to) {
+  constexpr std::size_t kAhead = 12;  // spans; hides the misses of one text behind others
+  std::size_t left = tokens;
+  for (std::size_t i = 0; i < spans.size(); ++i) {
+    if (i + kAhead < spans.size()) __builtin_prefetch(spans[i + kAhead].data);
+    const Span span = spans[i];
+    const std::size_t blocks = (span.size + Span::kPad - 1) / Span::kPad;
+    if (blocks <= 4 && blocks * Span::kPad <= left) {
+      for (std::size_t b = 0; b < blocks; ++b) {
+        std::memcpy(to + b * Span::kPad, span.data + b * Span::kPad,
+                    Span::kPad * sizeof(std::int32_t));
+      }
+    } else {
+      std::memcpy(to, span.data, span.size * sizeof(std::int32_t));
     }
-  };
-  require_room("prompt_ids", prompt_room, out.prompt_tokens);
-  require_room("next_prompt_ids", next_room, out.next_tokens);
-  ++state.batches;
-  state.sampled_rows += rows;
-  state.relabeled_rows += out.relabeled;
-  return state_;
+    to += span.size;
+    left -= span.size;
+  }
 }
 
-inline void ReplayBuffer::fill(const Plan& plan, const BatchArrays& to) {
-  const auto copy = [](const std::vector<Span>& spans, std::int32_t* place) {
-    for (const Span& span : spans) {
-      std::memcpy(place, span.data, span.size * sizeof(std::int32_t));
-      place += span.size;
-    }
-  };
-  copy(plan.prompt_spans, to.prompt_ids);
-  copy(plan.next_spans, to.next_prompt_ids);
+inline void fill(const Plan& plan, const BatchArrays& to) {
+  gather(plan.prompt_spans, plan.prompt_tokens, to.prompt_ids);
+  gather(plan.next_spans, plan.next_tokens, to.next_prompt_ids);
   std::int64_t prompt_end = 0;
   std::int64_t next_end = 0;
   to.prompt_offsets[0] = to.next_prompt_offsets[0] = 0;
@@ -181,11 +190,35 @@ inline void ReplayBuffer::fill(const Plan& plan, const BatchArrays& to) {
     to.discount[i] = row.discount;
     to.weight[i] = 1.0F;
     to.steps[i] = row.steps;
-    to.goal[i] = row.draw.goal;
-    to.relabeled[i] = row.draw.relabeled ? 1 : 0;
-    to.episode[i] = row.draw.episode;
-    to.step[i] = row.draw.step;
+    to.goal[i] = row.goal;
+    to.relabeled[i] = row.relabeled ? 1 : 0;
+    to.episode[i] = static_cast<std::int64_t>(row.episode);
+    to.step[i] = row.step;
   }
+}
+
+template <class Place>
+void ReplayBuffer::sample(std::size_t rows, Plan& plan, const Place& place) {
+  const Reclaimer::Guard guard(reclaimer_);
+  State& state = *state_.load(std::memory_order_acquire);
+  const Template& form = *state.current_form.load(std::memory_order_acquire);
+  if (form.empty()) throw ReplayFault("no template is set: call set_template first");
+  const auto [head, tail] = state.store.rows().range();
+  if (head == tail) throw ReplayFault("the buffer is empty: add an episode before sampling");
+  const std::uint64_t batch = state.batches.fetch_add(1, std::memory_order_relaxed);
+  Sampler(settings_, state.store, state.tables, form).plan(rows, state.seed, batch, plan);
+  BatchArrays to;
+  try {
+    to = place(plan);
+  } catch (...) {
+    std::uint64_t mine = batch + 1;
+    state.batches.compare_exchange_strong(mine, batch, std::memory_order_relaxed);
+    throw;
+  }
+  fill(plan, to);
+  state.sampled_rows.fetch_add(rows, std::memory_order_relaxed);
+  state.relabeled_rows.fetch_add(plan.relabeled, std::memory_order_relaxed);
+  if (plan.redrawn > 0) state.redrawn_rows.fetch_add(plan.redrawn, std::memory_order_relaxed);
 }
 
 inline std::vector<std::int32_t> ReplayBuffer::assemble(
@@ -209,9 +242,10 @@ inline std::vector<std::int32_t> ReplayBuffer::assemble(
                       ", " + std::to_string(candidates.size()) + " and " +
                       std::to_string(actions.size()));
   }
-  const std::lock_guard lock(mutex_);
-  const Tables& tables = state_->tables;
-  if (state_->form.empty()) throw ReplayFault("no template is set: call set_template first");
+  const Reclaimer::Guard guard(reclaimer_);
+  const Tables& tables = state().tables;
+  const Template& form = *state().current_form.load(std::memory_order_acquire);
+  if (form.empty()) throw ReplayFault("no template is set: call set_template first");
   tables.require_text(goal, "goal");
   for (std::size_t i = 0; i <= static_cast<std::size_t>(t); ++i) {
     tables.require_text(observations[i], "observations");
@@ -224,181 +258,32 @@ inline std::vector<std::int32_t> ReplayBuffer::assemble(
     }
   }
   std::vector<Span> spans;
-  std::vector<std::int32_t> out;
-  out.reserve(state_->form.emit(tables, RunningSteps{observations, candidates, actions},
-                                static_cast<std::int32_t>(t), goal, spans));
-  for (const Span& span : spans) out.insert(out.end(), span.data, span.data + span.size);
+  const std::size_t tokens = form.emit(tables, RunningSteps{observations, candidates, actions},
+                                       static_cast<std::int32_t>(t), goal, spans);
+  std::vector<std::int32_t> out(tokens);
+  gather(spans, tokens, out.data());
   return out;
 }
 
 inline Stats ReplayBuffer::stats() const {
-  const std::lock_guard lock(mutex_);
-  const State& s = *state_;
+  const std::scoped_lock lock(commit_, intern_);
+  const State& s = *owned_;
   Stats out{};
-  out.steps = s.store.rows().size();
-  out.episodes = s.store.episodes().size();
+  out.steps = s.store.rows().tail() - s.store.rows().head();
+  out.episodes = s.store.episodes().tail() - s.store.episodes().head();
   out.evicted_steps = s.store.evicted_steps();
-  out.goals = s.store.active_goals().size();
+  out.goals = s.store.active_goals();
   out.bytes = s.store.bytes() + s.tables.texts.bytes() + s.tables.sets.bytes();
-  out.samples = s.sampled_rows;
-  out.batches = s.batches;
+  out.samples = s.sampled_rows.load(std::memory_order_relaxed);
+  out.batches = s.batches.load(std::memory_order_relaxed);
+  out.redrawn = s.redrawn_rows.load(std::memory_order_relaxed);
   out.texts = static_cast<std::uint64_t>(s.tables.texts.size());
   out.sets = static_cast<std::uint64_t>(s.tables.sets.size());
-  out.her_share = s.sampled_rows == 0
+  out.her_share = out.samples == 0
                       ? 0.0
-                      : static_cast<double>(s.relabeled_rows) / static_cast<double>(s.sampled_rows);
+                      : static_cast<double>(s.relabeled_rows.load(std::memory_order_relaxed)) /
+                            static_cast<double>(out.samples);
   return out;
-}
-
-inline void write_table(const InternTable& table, Writer& writer) {
-  writer.put<std::uint64_t>(static_cast<std::uint64_t>(table.size()));
-  for (std::int32_t id = 0; id < table.size(); ++id) {
-    const Span span = table[id];
-    writer.put<std::uint64_t>(span.size);
-    writer.put_array(span.data, span.size);
-  }
-}
-
-inline void write_ops(const std::vector<Op>& ops, Writer& writer) {
-  writer.put<std::uint64_t>(ops.size());
-  for (const Op& op : ops) {
-    writer.put<std::int32_t>(op.kind);
-    writer.put<std::int32_t>(op.arg);
-    if (op.kind == Op::kHistory) write_ops(op.body, writer);
-  }
-}
-
-inline std::vector<Op> read_ops(Reader& reader, bool nested) {
-  std::vector<Op> ops(reader.get_count(2 * sizeof(std::int32_t)));
-  for (Op& op : ops) {
-    const auto kind = reader.get<std::int32_t>();
-    if (kind < Op::kLiteral || kind > Op::kAction || (nested && kind == Op::kHistory)) {
-      Reader::fail();
-    }
-    op.kind = static_cast<Op::Kind>(kind);
-    op.arg = reader.get<std::int32_t>();
-    if (op.kind == Op::kHistory) op.body = read_ops(reader, true);
-  }
-  return ops;
-}
-
-inline void write_state(const State& state, const Settings& settings, Bytes& out) {
-  Writer writer(out);
-  const Store& store = state.store;
-  writer.put(state.seed);
-  writer.put(state.batches);
-  writer.put(state.sampled_rows);
-  writer.put(state.relabeled_rows);
-  write_table(state.tables.texts, writer);
-  write_table(state.tables.sets, writer);
-  write_ops(state.form.ops(), writer);
-  writer.put(store.evicted_steps());
-  writer.put(static_cast<std::int64_t>(store.episodes().head()));
-  writer.put<std::uint64_t>(store.episodes().size());
-  for (std::uint64_t id = store.episodes().head(); id != store.episodes().tail(); ++id) {
-    const Episode& e = store.episodes()[id];
-    writer.put(e.goal);
-    writer.put(e.length);
-    writer.put(e.events);
-    writer.put(e.last_observation);
-    writer.put(e.last_candidates);
-    writer.put(e.terminated);
-    writer.put(e.truncated);
-    for (std::uint64_t r = e.row_begin; r < e.row_begin + static_cast<std::uint64_t>(e.length);
-         ++r) {
-      const Row& row = store.rows()[r];
-      writer.put(row.observation);
-      writer.put(row.candidates);
-      writer.put(row.action);
-      writer.put(row.reward);
-    }
-    for (std::uint64_t p = e.event_begin; p < e.event_begin + e.events; ++p) {
-      writer.put(store.events()[p].step);
-      writer.put(store.events()[p].goal);
-    }
-  }
-  writer.put(static_cast<std::uint32_t>(settings.strategy));
-  writer.put<std::uint64_t>(store.active_goals().size());
-  writer.put_array(store.active_goals().data(), store.active_goals().size());
-}
-
-// A sound checksum does not make contents trustworthy: all is validated like an insert.
-inline std::shared_ptr<State> read_state(const Bytes& payload, const Settings& settings) try {
-  Reader reader(payload.data(), payload.size());
-  auto state = std::make_shared<State>(settings, reader.get<std::uint64_t>());
-  state->batches = reader.get<std::uint64_t>();
-  state->sampled_rows = reader.get<std::uint64_t>();
-  state->relabeled_rows = reader.get<std::uint64_t>();
-  Tables& tables = state->tables;
-  for (const bool texts : {true, false}) {
-    const std::size_t count = reader.get_count(sizeof(std::uint64_t));
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t size = reader.get_count(sizeof(std::int32_t));
-      const auto ids = reader.get_array<std::int32_t>(size);
-      const std::int32_t id =
-          texts ? tables.intern_text(ids.data(), size) : tables.intern_candidates(ids.data(), size);
-      if (static_cast<std::size_t>(id) != i) Reader::fail();
-    }
-  }
-  std::vector<Op> ops = read_ops(reader, false);
-  if (!ops.empty()) state->form = Template(std::move(ops), tables);
-  Store& store = state->store;
-  const auto evicted = reader.get<std::uint64_t>();
-  const auto first = reader.get<std::int64_t>();
-  if (first < 0) Reader::fail();
-  store.restart(first);
-  store.set_evicted_steps(evicted);
-  const std::size_t episodes = reader.get_count(1);
-  EpisodeInput input;
-  for (std::size_t i = 0; i < episodes; ++i) {
-    input.goal = reader.get<std::int32_t>();
-    const auto length = reader.get<std::int32_t>();
-    const auto events = reader.get<std::uint32_t>();
-    if (length < 1) Reader::fail();
-    const auto last_observation = reader.get<std::int32_t>();
-    const auto last_candidates = reader.get<std::int32_t>();
-    input.terminated = reader.get<std::uint8_t>() != 0;
-    input.truncated = reader.get<std::uint8_t>() != 0;
-    input.observations.clear();
-    input.candidates.clear();
-    input.actions.clear();
-    input.rewards.clear();
-    for (std::int32_t t = 0; t < length; ++t) {
-      input.observations.push_back(reader.get<std::int32_t>());
-      input.candidates.push_back(reader.get<std::int32_t>());
-      input.actions.push_back(reader.get<std::int32_t>());
-      input.rewards.push_back(reader.get<float>());
-    }
-    input.observations.push_back(last_observation);
-    input.candidates.push_back(last_candidates);
-    input.achieved.clear();
-    input.achieved_offsets.assign(static_cast<std::size_t>(length) + 1, 0);
-    std::int32_t step = 0;
-    for (std::uint32_t j = 0; j < events; ++j) {
-      const auto at = reader.get<std::int32_t>();
-      if (at < step || at >= length) Reader::fail();
-      step = at;
-      ++input.achieved_offsets[static_cast<std::size_t>(at) + 1];
-      input.achieved.push_back(reader.get<std::int32_t>());
-    }
-    for (std::size_t t = 0; t < static_cast<std::size_t>(length); ++t) {
-      input.achieved_offsets[t + 1] += input.achieved_offsets[t];
-    }
-    input.check(tables, settings.capacity);
-    store.add(input);
-  }
-  const auto strategy = reader.get<std::uint32_t>();
-  const std::size_t active = reader.get_count(sizeof(std::int32_t));
-  const auto order = reader.get_array<std::int32_t>(active);
-  if (!reader.finished()) Reader::fail();
-  // The order matters for a bit-identical continuation, and exists when nothing was changed.
-  const bool same =
-      strategy == static_cast<std::uint32_t>(settings.strategy) && store.evicted_steps() == evicted;
-  if (same && !store.reorder_active_goals(order)) Reader::fail();
-  return state;
-} catch (const ReplayFault& fault) {
-  throw CheckpointFault(std::string("the replay checkpoint does not fit this buffer: ") +
-                        fault.what());
 }
 
 }  // namespace sacglam::replay

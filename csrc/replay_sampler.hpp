@@ -1,7 +1,12 @@
 // Draws the rows of a batch: which transition, under which goal, with which n-step target.
+//
+// Runs beside a writer without a lock. A row that the writer overtakes while it is being drawn is
+// thrown away whole and drawn again; on contents at rest no row ever is.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 #include <vector>
 
 #include "replay_store.hpp"
@@ -10,25 +15,27 @@
 namespace sacglam::replay {
 
 struct Draw {
-  std::int64_t episode;
+  std::uint64_t episode;
   std::int32_t step;
-  std::int32_t goal;
-  bool relabeled;
+  std::int32_t goal;  // -1: the episode's own
 };
 
 struct PlannedRow {
-  Draw draw;
+  std::uint64_t episode;
+  std::int32_t step;
+  std::int32_t goal;
   std::int32_t candidates;
   std::int32_t next_candidates;
   std::int32_t action;
   std::int32_t steps;  // m
   float n_step_return;
   float discount;
+  bool relabeled;
   std::size_t prompt_tokens;
   std::size_t next_tokens;
 };
 
-// What a batch needs after the lock is released: rows, and where their tokens lie.
+// A drawn batch: rows, and where their tokens lie (in memory that never moves).
 struct Plan {
   std::vector<PlannedRow> rows;
   std::vector<Span> prompt_spans;
@@ -36,12 +43,13 @@ struct Plan {
   std::size_t prompt_tokens = 0;
   std::size_t next_tokens = 0;
   std::size_t relabeled = 0;
+  std::size_t redrawn = 0;  // attempts that a writer overtook
 
   void clear() {
     rows.clear();
     prompt_spans.clear();
     next_spans.clear();
-    prompt_tokens = next_tokens = relabeled = 0;
+    prompt_tokens = next_tokens = relabeled = redrawn = 0;
   }
 };
 
@@ -55,13 +63,10 @@ class StoredSteps {
     return i < e_.length ? row(i).candidates : e_.last_candidates;
   }
   std::int32_t action(std::int32_t i) const { return row(i).action; }
-  float reward(std::int32_t i) const { return row(i).reward; }
+  Row row(std::int32_t i) const { return rows_.peek(e_.row_begin + static_cast<std::uint64_t>(i)); }
 
  private:
-  const Row& row(std::int32_t i) const {
-    return rows_[e_.row_begin + static_cast<std::uint64_t>(i)];
-  }
-  const Fifo<Row>& rows_;
+  const Ring<Row>& rows_;
   const Episode& e_;
 };
 
@@ -72,6 +77,7 @@ class Sampler {
 
   // Exactly floor or ceil of her_ratio * rows are relabeled, its mean over batches is exact, and
   // they are spread evenly over the batch. None when nothing can be relabeled.
+  // The store must hold something; then it always will.
   void plan(std::size_t rows, std::uint64_t seed, std::uint64_t batch, Plan& out) const {
     out.clear();
     out.rows.reserve(rows);
@@ -79,15 +85,23 @@ class Sampler {
     for (std::size_t i = 0; i < rows; ++i) {
       CounterRng rng(seed, batch, i);
       const bool relabel = (i + 1) * share / rows > i * share / rows;
-      add_row(relabel ? draw_relabeled(rng) : draw_plain(rng), out);
-      out.relabeled += relabel ? 1 : 0;
+      for (int attempt = 0; !try_row(rng, relabel && attempt < kAttempts, out); ++attempt) {
+        ++out.redrawn;
+      }
     }
   }
 
  private:
+  // A writer that is stopped just while it evicts the last achievement leaves nothing to draw;
+  // nobody waits for it: the row is plain then.
+  static constexpr int kAttempts = 64;
+
+  bool can_relabel() const {
+    return settings_.strategy != Strategy::kNone && store_.active_goals() > 0;
+  }
+
   std::size_t relabeled_share(std::size_t rows, std::uint64_t seed, std::uint64_t batch) const {
-    const bool possible = settings_.strategy != Strategy::kNone && !store_.active_goals().empty();
-    if (!possible) return 0;
+    if (!can_relabel()) return 0;
     const double exact = settings_.her_ratio * static_cast<double>(rows);
     const double whole = std::floor(exact);
     CounterRng rng(seed, batch, CounterRng::kBatchRow);
@@ -95,50 +109,90 @@ class Sampler {
     return std::min(rows, static_cast<std::size_t>(whole) + extra);
   }
 
-  Draw draw_plain(CounterRng& rng) const {
-    const std::uint64_t position = store_.rows().head() + rng.below(store_.rows().size());
-    const std::int64_t id = store_.rows()[position].episode;
-    const Episode& e = store_.episode(id);
-    return {id, static_cast<std::int32_t>(position - e.row_begin), e.goal, false};
+  bool try_row(CounterRng& rng, bool relabel, Plan& out) const {
+    // The last achievement may be evicted in the middle of a batch: the row is plain then.
+    relabel = relabel && can_relabel();
+    const std::size_t prompt_spans = out.prompt_spans.size();
+    const std::size_t next_spans = out.next_spans.size();
+    const std::optional<Draw> draw = relabel ? draw_relabeled(rng) : draw_plain(rng);
+    if (draw && add_row(*draw, relabel, out)) return true;
+    out.prompt_spans.resize(prompt_spans);
+    out.next_spans.resize(next_spans);
+    return false;
   }
 
-  Draw draw_relabeled(CounterRng& rng) const {
-    const Strategy strategy = settings_.strategy;
-    const bool by_goal = settings_.balance == Balance::kGoals;
-    if (strategy == Strategy::kRandom) {
-      Draw draw = draw_plain(rng);
-      draw.goal =
-          by_goal
-              ? draw_goal(rng)
-              : store_.events()[store_.events().head() + rng.below(store_.events().size())].goal;
-      draw.relabeled = true;
+  template <class T>
+  static std::optional<std::uint64_t> draw_position(CounterRng& rng, const Ring<T>& ring) {
+    const auto [head, tail] = ring.range();
+    if (head == tail) return std::nullopt;
+    return head + rng.below(tail - head);
+  }
+
+  std::optional<Draw> draw_plain(CounterRng& rng) const {
+    const auto position = draw_position(rng, store_.rows());
+    Row row;
+    Episode e;
+    if (!position || !store_.rows().read(*position, row)) return std::nullopt;
+    if (!store_.episodes().read(row.episode, e)) return std::nullopt;
+    return Draw{row.episode, static_cast<std::int32_t>(*position - e.row_begin), -1};
+  }
+
+  std::optional<Draw> draw_relabeled(CounterRng& rng) const {
+    if (settings_.strategy == Strategy::kRandom) {
+      std::optional<Draw> draw = draw_plain(rng);
+      if (!draw) return std::nullopt;
+      if (settings_.balance == Balance::kGoals) {
+        const GoalIndex* index = draw_goal(rng);
+        if (index == nullptr) return std::nullopt;
+        draw->goal = index->goal;
+        return draw;
+      }
+      const auto position = draw_position(rng, store_.events());
+      Event event;
+      if (!position || !store_.events().read(*position, event)) return std::nullopt;
+      draw->goal = event.goal;
       return draw;
     }
-    if (by_goal) {
-      const std::int32_t goal = draw_goal(rng);
-      const Fifo<std::uint64_t>& positions = store_.events_of(goal);
-      const Event& event =
-          store_.events()[positions[positions.head() + rng.below(positions.size())]];
-      const std::int32_t choices =
-          strategy == Strategy::kFuture ? event.step + 1 : store_.episode(event.episode).length;
-      const auto step = static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(choices)));
-      return {event.episode, step, goal, true};
-    }
-    const Fifo<std::int64_t>& her = store_.her_rows();
-    const std::uint64_t position = her.head() + rng.below(her.size());
-    const std::int64_t id = her[position];
-    const Episode& e = store_.episode(id);
-    const auto step = static_cast<std::int32_t>(position - e.her_begin);
-    const std::uint64_t end = e.event_begin + e.events;
-    std::uint64_t begin = e.event_begin;
-    if (strategy == Strategy::kFuture) begin = first_event_from(e, step);
-    if (strategy == Strategy::kFinal) begin = end - e.final_events;
-    return {id, step, store_.events()[begin + rng.below(end - begin)].goal, true};
+    return settings_.balance == Balance::kGoals ? draw_by_goal(rng) : draw_by_event(rng);
   }
 
-  std::int32_t draw_goal(CounterRng& rng) const {
-    const auto& goals = store_.active_goals();
-    return goals[static_cast<std::size_t>(rng.below(goals.size()))];
+  std::optional<Draw> draw_by_goal(CounterRng& rng) const {
+    const GoalIndex* index = draw_goal(rng);
+    if (index == nullptr) return std::nullopt;
+    const auto place = draw_position(rng, index->positions);
+    std::uint64_t position;
+    Event event;
+    if (!place || !index->positions.read(*place, position)) return std::nullopt;
+    if (!store_.events().read(position, event)) return std::nullopt;
+    auto choices = static_cast<std::uint64_t>(event.step) + 1;
+    if (settings_.strategy != Strategy::kFuture) {
+      Episode e;
+      if (!store_.episodes().read(event.episode, e)) return std::nullopt;
+      choices = static_cast<std::uint64_t>(e.length);
+    }
+    return Draw{event.episode, static_cast<std::int32_t>(rng.below(choices)), index->goal};
+  }
+
+  std::optional<Draw> draw_by_event(CounterRng& rng) const {
+    const auto position = draw_position(rng, store_.her_rows());
+    std::uint64_t id;
+    Episode e;
+    if (!position || !store_.her_rows().read(*position, id)) return std::nullopt;
+    if (!store_.episodes().read(id, e)) return std::nullopt;
+    const auto step = static_cast<std::int32_t>(*position - e.her_begin);
+    const std::uint64_t end = e.event_begin + e.events;
+    std::uint64_t begin = e.event_begin;
+    if (settings_.strategy == Strategy::kFuture) begin = first_event_from(e, step);
+    if (settings_.strategy == Strategy::kFinal) begin = end - e.final_events;
+    if (begin >= end) return std::nullopt;  // its events are being overwritten
+    Event event;
+    if (!store_.events().read(begin + rng.below(end - begin), event)) return std::nullopt;
+    return Draw{id, step, event.goal};
+  }
+
+  const GoalIndex* draw_goal(CounterRng& rng) const {
+    const std::size_t count = store_.active_goals();
+    return count == 0 ? nullptr : &store_.active_goal(static_cast<std::size_t>(rng.below(count)));
   }
 
   // Position of the first event of `e` at or after `step`.
@@ -147,7 +201,7 @@ class Sampler {
     std::uint64_t high = e.event_begin + e.events;
     while (low < high) {
       const std::uint64_t middle = low + (high - low) / 2;
-      if (store_.events()[middle].step < step) {
+      if (store_.events().peek(middle).step < step) {
         low = middle + 1;
       } else {
         high = middle;
@@ -156,21 +210,26 @@ class Sampler {
     return low;
   }
 
-  void add_row(const Draw& draw, Plan& out) const {
-    const Episode& e = store_.episode(draw.episode);
+  // False when the episode was evicted before all of it was read. Until the check at the end,
+  // what is read may be torn: it is only used where any value is harmless.
+  bool add_row(const Draw& draw, bool relabeled, Plan& out) const {
+    Episode e;
+    if (!store_.episodes().read(draw.episode, e)) return false;
     const StoredSteps steps(store_, e);
     const std::int32_t t = draw.step;
+    const std::int32_t goal = relabeled ? draw.goal : e.goal;
     std::int32_t m = std::min(settings_.n_step, e.length - t);
     double reward = 0.0;
     double gamma_m = 1.0;
     bool terminal = false;
-    if (draw.relabeled) {
+    if (relabeled) {
       // Under another goal the recorded rewards and termination say nothing: only a hit ends.
       const std::uint64_t end = e.event_begin + e.events;
       for (std::uint64_t p = first_event_from(e, t); p < end; ++p) {
-        const Event& event = store_.events()[p];
+        const Event event = store_.events().peek(p);
+        if (event.step < t) return false;
         if (event.step >= t + m) break;
-        if (event.goal == draw.goal) {
+        if (event.goal == goal) {
           m = event.step - t + 1;
           terminal = true;
           break;
@@ -184,24 +243,32 @@ class Sampler {
       if (terminal) reward += at_hit * static_cast<double>(settings_.her_reward);
     } else {
       for (std::int32_t k = 0; k < m; ++k) {
-        reward += gamma_m * static_cast<double>(steps.reward(t + k));
+        reward += gamma_m * static_cast<double>(steps.row(t + k).reward);
         gamma_m *= settings_.gamma;
       }
       terminal = e.terminated != 0 && t + m == e.length;
     }
-    PlannedRow row{};
-    row.draw = draw;
-    row.candidates = steps.candidates(t);
-    row.next_candidates = steps.candidates(t + m);
-    row.action = steps.action(t);
-    row.steps = m;
-    row.n_step_return = static_cast<float>(reward);
-    row.discount = terminal ? 0.0F : static_cast<float>(gamma_m);
-    row.prompt_tokens = form_.emit(tables_, steps, t, draw.goal, out.prompt_spans);
-    row.next_tokens = form_.emit(tables_, steps, t + m, draw.goal, out.next_spans);
-    out.prompt_tokens += row.prompt_tokens;
-    out.next_tokens += row.next_tokens;
-    out.rows.push_back(row);
+    const Row row = steps.row(t);
+    PlannedRow planned{};
+    planned.episode = draw.episode;
+    planned.step = t;
+    planned.goal = goal;
+    planned.candidates = row.candidates;
+    planned.next_candidates = steps.candidates(t + m);
+    planned.action = row.action;
+    planned.steps = m;
+    planned.n_step_return = static_cast<float>(reward);
+    planned.discount = terminal ? 0.0F : static_cast<float>(gamma_m);
+    planned.relabeled = relabeled;
+    planned.prompt_tokens = form_.emit(tables_, steps, t, goal, out.prompt_spans);
+    planned.next_tokens = form_.emit(tables_, steps, t + m, goal, out.next_spans);
+    // One check covers rows, events and history: an episode is evicted as a whole.
+    if (!store_.episodes().still_live(draw.episode)) return false;
+    out.prompt_tokens += planned.prompt_tokens;
+    out.next_tokens += planned.next_tokens;
+    out.relabeled += relabeled ? 1 : 0;
+    out.rows.push_back(planned);
+    return true;
   }
 
   const Settings& settings_;

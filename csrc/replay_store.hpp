@@ -1,194 +1,103 @@
-// Whole episodes in flat first-in-first-out rings, and the indexes that hindsight draws from.
+// Whole episodes in first-in-first-out rings, and the indexes that hindsight draws from.
+//
+// One writer at a time, any number of readers without a lock. A commit first writes everything
+// where no reader looks, then publishes the tails, then evicts what is over capacity by advancing
+// the heads: the store is never empty again once it held something, and a writer that stops at
+// any instruction leaves every reader with sound data.
 #pragma once
 
-#include <cmath>
+#include <utility>
 #include <vector>
 
-#include "replay_tables.hpp"
+#include "replay_episode.hpp"
 
 namespace sacglam::replay {
 
-// A ring that grows, addressed by positions that count up forever.
-template <class T>
-class Fifo {
- public:
-  void restart(std::uint64_t position) { head_ = tail_ = position; }
-  void push(const T& value) {
-    if (size() == data_.size()) grow();
-    data_[tail_++ & (data_.size() - 1)] = value;
-  }
-  void pop() { ++head_; }
-  const T& operator[](std::uint64_t position) const { return data_[position & (data_.size() - 1)]; }
-  std::uint64_t head() const { return head_; }
-  std::uint64_t tail() const { return tail_; }
-  std::uint64_t size() const { return tail_ - head_; }
-  std::size_t bytes() const { return data_.capacity() * sizeof(T); }
-
- private:
-  void grow() {
-    std::vector<T> bigger(std::max<std::size_t>(4, data_.size() * 2));
-    for (std::uint64_t i = head_; i != tail_; ++i) bigger[i & (bigger.size() - 1)] = (*this)[i];
-    data_ = std::move(bigger);
-  }
-  std::vector<T> data_;
-  std::uint64_t head_ = 0;
-  std::uint64_t tail_ = 0;
-};
-
-// One episode as it is handed in: T transitions, T + 1 states.
-struct EpisodeInput {
-  std::int32_t goal = -1;
-  std::vector<std::int32_t> observations;      // [T + 1] text ids
-  std::vector<std::int32_t> candidates;        // [T + 1] set ids
-  std::vector<std::int32_t> actions;           // [T] index into the step's set
-  std::vector<float> rewards;                  // [T]
-  std::vector<std::int64_t> achieved_offsets;  // [T + 1]
-  std::vector<std::int32_t> achieved;          // [achieved_offsets[T]] text ids
-  bool terminated = false;
-  bool truncated = false;
-
-  void check(const Tables& tables, std::int64_t capacity) const;
-};
-
-struct Row {
-  std::int32_t observation;
-  std::int32_t candidates;
-  std::int32_t action;
-  float reward;
-  std::int64_t episode;
-};
-
-struct Event {  // `goal` was achieved by transition `step` of `episode`
-  std::int32_t goal;
-  std::int32_t step;
-  std::int64_t episode;
-};
-
-struct Episode {
-  std::uint64_t row_begin;
-  std::uint64_t event_begin;
-  std::uint64_t her_begin;
-  std::int32_t length;
-  std::int32_t goal;
-  std::int32_t last_observation;
-  std::int32_t last_candidates;
-  std::uint32_t events;
-  std::uint32_t final_events;  // those of the last step that achieved anything
-  std::uint32_t her_steps;     // steps 0 .. her_steps-1 can be relabeled
-  std::uint8_t terminated;
-  std::uint8_t truncated;
+// Where one goal was achieved: positions in the ring of events. Never freed before the store.
+struct GoalIndex {
+  GoalIndex(std::int32_t text, Reclaimer& reclaimer) : goal(text), positions(reclaimer) {}
+  const std::int32_t goal;
+  Ring<std::uint64_t> positions;
+  std::int32_t rank = -1;  // the writer's: place among the active goals, -1 = not among them
 };
 
 class Store {
  public:
-  Store(std::int64_t capacity, Strategy strategy) : capacity_(capacity), strategy_(strategy) {}
-
-  // `input` has passed check(); evicts the oldest episodes first; returns the episode's id.
-  std::int64_t add(const EpisodeInput& input);
-
-  const Fifo<Row>& rows() const { return rows_; }
-  const Fifo<Event>& events() const { return events_; }
-  const Fifo<Episode>& episodes() const { return episodes_; }
-  // One entry (an episode id) for each transition that the strategy can relabel.
-  const Fifo<std::int64_t>& her_rows() const { return her_rows_; }
-  // The goals with at least one eligible event, in an order that depends on history alone.
-  const std::vector<std::int32_t>& active_goals() const { return active_; }
-  // Positions in events() at which `goal` was achieved.
-  const Fifo<std::uint64_t>& events_of(std::int32_t goal) const {
-    return goals_[static_cast<std::size_t>(slot_of_[static_cast<std::size_t>(goal)])].positions;
+  Store(std::int64_t capacity, Strategy strategy, Reclaimer& reclaimer)
+      : capacity_(static_cast<std::uint64_t>(capacity)),
+        strategy_(strategy),
+        reclaimer_(reclaimer),
+        rows_(reclaimer),
+        events_(reclaimer),
+        episodes_(reclaimer),
+        her_rows_(reclaimer) {
+    grow_active();
   }
-  const Episode& episode(std::int64_t id) const {
-    return episodes_[static_cast<std::uint64_t>(id)];
-  }
+
+  // ---- the writer (under the owner's lock)
+
+  // `input` has passed check(); evicts the oldest episodes; returns the episode's id.
+  std::uint64_t add(const EpisodeInput& input);
+  // For loading: ids continue where they were, the order of active goals is as it was.
+  void restart(std::uint64_t first_episode) { episodes_.restart(first_episode); }
+  void set_evicted_steps(std::uint64_t steps) { evicted_steps_ = steps; }
+  bool reorder_active_goals(const std::vector<std::int32_t>& order);
+  std::vector<std::int32_t> active_order() const;
   std::uint64_t evicted_steps() const { return evicted_steps_; }
   std::size_t bytes() const;
 
-  // For loading: ids continue where they were, the order of active goals is as it was.
-  void restart(std::int64_t first_episode) {
-    episodes_.restart(static_cast<std::uint64_t>(first_episode));
+  // ---- readers (inside a Reclaimer::Guard)
+
+  const Ring<Row>& rows() const { return rows_; }
+  const Ring<Event>& events() const { return events_; }
+  const Ring<Episode>& episodes() const { return episodes_; }
+  // One entry (an episode id) for each transition that the strategy can relabel.
+  const Ring<std::uint64_t>& her_rows() const { return her_rows_; }
+  // The goals with at least one eligible event, in an order that depends on history alone.
+  // While a writer retires a goal a reader may find the last one twice, or a goal without events.
+  std::size_t active_goals() const { return active_count_.load(std::memory_order_acquire); }
+  const GoalIndex& active_goal(std::size_t rank) const {
+    return *active_.load(std::memory_order_acquire)[rank].load(std::memory_order_acquire);
   }
-  void set_evicted_steps(std::uint64_t steps) { evicted_steps_ = steps; }
-  bool reorder_active_goals(const std::vector<std::int32_t>& order);
 
  private:
-  struct GoalIndex {
-    std::int32_t goal;
-    std::int32_t rank;  // place in active_, -1 when it has no event
-    Fifo<std::uint64_t> positions;
-  };
+  using ActiveSlot = std::atomic<GoalIndex*>;
 
   void evict_oldest();
   GoalIndex& index_of(std::int32_t goal);
+  void activate(GoalIndex& index);
+  void deactivate(GoalIndex& index);
+  void grow_active();
   // `final` draws from an episode's last achievements alone, the others from all of them.
   std::uint64_t first_eligible(const Episode& e) const {
     const std::uint64_t end = e.event_begin + e.events;
     return strategy_ == Strategy::kFinal ? end - e.final_events : e.event_begin;
   }
 
-  std::int64_t capacity_;
-  Strategy strategy_;
-  Fifo<Row> rows_;
-  Fifo<Event> events_;
-  Fifo<Episode> episodes_;
-  Fifo<std::int64_t> her_rows_;
+  const std::uint64_t capacity_;
+  const Strategy strategy_;
+  Reclaimer& reclaimer_;
+  Ring<Row> rows_;
+  Ring<Event> events_;
+  Ring<Episode> episodes_;
+  Ring<std::uint64_t> her_rows_;
+  std::shared_ptr<ActiveSlot[]> owned_active_;
+  std::size_t active_room_ = 0;
+  std::atomic<ActiveSlot*> active_{nullptr};
+  std::atomic<std::size_t> active_count_{0};
   std::vector<std::int32_t> slot_of_;  // text id -> place in goals_, -1 = never achieved
-  std::vector<GoalIndex> goals_;
-  std::vector<std::int32_t> active_;
+  std::vector<std::unique_ptr<GoalIndex>> goals_;
+  std::vector<GoalIndex*> touched_;  // scratch: goals whose lists grew in this commit
   std::uint64_t evicted_steps_ = 0;
 };
 
-inline void EpisodeInput::check(const Tables& tables, std::int64_t capacity) const {
-  const std::size_t length = actions.size();
-  const auto require_size = [&](const char* name, std::size_t got, std::size_t need) {
-    if (got != need) {
-      throw ReplayFault(std::string(name) + " has " + std::to_string(got) + " entries, but " +
-                        std::to_string(length) + " actions need " + std::to_string(need));
-    }
-  };
-  if (length == 0) throw ReplayFault("an episode needs at least one transition: actions is empty");
-  if (length > static_cast<std::size_t>(capacity)) {
-    throw ReplayFault("an episode of " + std::to_string(length) +
-                      " transitions does not fit a buffer of capacity " + std::to_string(capacity) +
-                      "; raise the capacity or shorten episodes");
-  }
-  require_size("observations", observations.size(), length + 1);
-  require_size("candidates", candidates.size(), length + 1);
-  require_size("rewards", rewards.size(), length);
-  require_size("achieved_offsets", achieved_offsets.size(), length + 1);
-  tables.require_text(goal, "goal");
-  for (const std::int32_t id : observations) tables.require_text(id, "observations");
-  for (const std::int32_t id : candidates) tables.require_set(id, "candidates");
-  for (const std::int32_t id : achieved) tables.require_text(id, "achieved");
-  for (std::size_t t = 0; t < length; ++t) {
-    const std::size_t choices = tables.sets[candidates[t]].size;
-    if (actions[t] < 0 || static_cast<std::size_t>(actions[t]) >= choices) {
-      throw ReplayFault("actions[" + std::to_string(t) + "] is " + std::to_string(actions[t]) +
-                        ", but that step has " + std::to_string(choices) + " candidates");
-    }
-    if (!std::isfinite(rewards[t])) {
-      throw ReplayFault("rewards[" + std::to_string(t) + "] is not finite");
-    }
-    if (achieved_offsets[t] > achieved_offsets[t + 1]) {
-      throw ReplayFault("achieved_offsets must not decrease (position " + std::to_string(t + 1) +
-                        ")");
-    }
-  }
-  if (achieved_offsets[0] != 0 ||
-      achieved_offsets[length] != static_cast<std::int64_t>(achieved.size())) {
-    throw ReplayFault("achieved_offsets must start at 0 and end at the length of achieved (" +
-                      std::to_string(achieved.size()) + ")");
-  }
-}
-
-inline std::int64_t Store::add(const EpisodeInput& input) {
+inline std::uint64_t Store::add(const EpisodeInput& input) {
   const std::size_t length = input.actions.size();
-  while (rows_.size() + length > static_cast<std::uint64_t>(capacity_)) evict_oldest();
-
-  const auto id = static_cast<std::int64_t>(episodes_.tail());
+  const std::uint64_t id = episodes_.next();
   Episode e{};
-  e.row_begin = rows_.tail();
-  e.event_begin = events_.tail();
-  e.her_begin = her_rows_.tail();
+  e.row_begin = rows_.next();
+  e.event_begin = events_.next();
+  e.her_begin = her_rows_.next();
   e.length = static_cast<std::int32_t>(length);
   e.goal = input.goal;
   e.last_observation = input.observations[length];
@@ -196,18 +105,20 @@ inline std::int64_t Store::add(const EpisodeInput& input) {
   e.terminated = input.terminated;
   e.truncated = input.truncated;
 
+  // The heads were advanced by earlier commits; their places may be written from here on.
+  Ring<Row>::begin_writing();
+  touched_.clear();
   std::int32_t last_step = -1;
   for (std::size_t t = 0; t < length; ++t) {
     rows_.push(
         {input.observations[t], input.candidates[t], input.actions[t], input.rewards[t], id});
-    const std::uint64_t step_begin = events_.tail();
-    for (auto i = input.achieved_offsets[t]; i < input.achieved_offsets[t + 1]; ++i) {
-      const std::int32_t goal = input.achieved[static_cast<std::size_t>(i)];
-      bool seen = false;  // a step's achievements are a set: a repeated goal counts once
-      for (std::uint64_t p = step_begin; p < events_.tail() && !seen; ++p) {
-        seen = events_[p].goal == goal;
-      }
-      if (seen) continue;
+    const auto begin = static_cast<std::size_t>(input.achieved_offsets[t]);
+    const auto end = static_cast<std::size_t>(input.achieved_offsets[t + 1]);
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::int32_t goal = input.achieved[i];
+      // A step's achievements are a set: a repeated goal counts once.
+      const std::int32_t* first = input.achieved.data() + begin;
+      if (std::find(first, first + (i - begin), goal) != first + (i - begin)) continue;
       const auto step = static_cast<std::int32_t>(t);
       if (step != last_step) e.final_events = 0;
       last_step = step;
@@ -215,63 +126,110 @@ inline std::int64_t Store::add(const EpisodeInput& input) {
       events_.push({goal, step, id});
     }
   }
-  e.events = static_cast<std::uint32_t>(events_.tail() - e.event_begin);
-  if (e.events > 0 && strategy_ != Strategy::kNone) {
-    e.her_steps = strategy_ == Strategy::kFuture ? static_cast<std::uint32_t>(last_step + 1)
-                                                 : static_cast<std::uint32_t>(length);
+  e.events = static_cast<std::uint32_t>(events_.next() - e.event_begin);
+  // `random` draws from all transitions, `none` from none.
+  if (strategy_ == Strategy::kFuture) e.her_steps = static_cast<std::uint32_t>(last_step + 1);
+  if (strategy_ == Strategy::kFinal || strategy_ == Strategy::kEpisode) {
+    e.her_steps = e.events > 0 ? static_cast<std::uint32_t>(length) : 0;
   }
-  if (strategy_ == Strategy::kRandom) e.her_steps = 0;  // it draws from all transitions
   for (std::uint32_t i = 0; i < e.her_steps; ++i) her_rows_.push(id);
   for (std::uint64_t p = first_eligible(e); p < e.event_begin + e.events; ++p) {
-    GoalIndex& index = index_of(events_[p].goal);
-    if (index.rank < 0) {
-      index.rank = static_cast<std::int32_t>(active_.size());
-      active_.push_back(index.goal);
-    }
+    GoalIndex& index = index_of(events_.peek(p).goal);
     index.positions.push(p);
+    touched_.push_back(&index);
   }
   episodes_.push(e);
+
+  // Every word is in place: publish. A reader that acquires any of these tails sees all of it.
+  episodes_.publish();
+  events_.publish();
+  rows_.publish();
+  her_rows_.publish();
+  for (GoalIndex* index : touched_) {
+    index->positions.publish();
+    if (index->rank < 0) activate(*index);
+  }
+  while (rows_.next() - rows_.head() > capacity_) evict_oldest();
+  reclaimer_.collect();
   return id;
 }
 
+// The episode's own head goes first: whoever still reads any part of it will see that it is gone
+// (see the order W1 to R4 in replay_ring.hpp; W2 is begin_writing() of a later commit).
 inline void Store::evict_oldest() {
-  const Episode e = episodes_[episodes_.head()];
-  for (std::uint64_t p = first_eligible(e); p < e.event_begin + e.events; ++p) {
-    GoalIndex& index = index_of(events_[p].goal);
-    index.positions.pop();
-    if (index.positions.size() == 0) {  // the last active goal takes its place
-      active_[static_cast<std::size_t>(index.rank)] = active_.back();
-      index_of(active_.back()).rank = index.rank;
-      active_.pop_back();
-      index.rank = -1;
-    }
+  const std::uint64_t id = episodes_.head();
+  const Episode e = episodes_.peek(id);
+  const std::uint64_t event_end = e.event_begin + e.events;
+  episodes_.advance_head(id + 1);
+  rows_.advance_head(e.row_begin + static_cast<std::uint64_t>(e.length));
+  her_rows_.advance_head(e.her_begin + e.her_steps);
+  for (std::uint64_t p = first_eligible(e); p < event_end; ++p) {
+    GoalIndex& index = index_of(events_.peek(p).goal);
+    const std::uint64_t next = index.positions.head() + 1;
+    index.positions.advance_head(next);
+    if (next == index.positions.next()) deactivate(index);
   }
-  for (std::uint32_t i = 0; i < e.events; ++i) events_.pop();
-  for (std::uint32_t i = 0; i < e.her_steps; ++i) her_rows_.pop();
-  for (std::int32_t i = 0; i < e.length; ++i) rows_.pop();
-  episodes_.pop();
+  events_.advance_head(event_end);
   evicted_steps_ += static_cast<std::uint64_t>(e.length);
 }
 
-inline Store::GoalIndex& Store::index_of(std::int32_t goal) {
+inline GoalIndex& Store::index_of(std::int32_t goal) {
   const auto id = static_cast<std::size_t>(goal);
   if (id >= slot_of_.size()) slot_of_.resize(std::max(id + 1, slot_of_.size() * 2), -1);
   if (slot_of_[id] < 0) {
     slot_of_[id] = static_cast<std::int32_t>(goals_.size());
-    goals_.push_back({goal, -1, {}});
+    goals_.push_back(std::make_unique<GoalIndex>(goal, reclaimer_));
   }
-  return goals_[static_cast<std::size_t>(slot_of_[id])];
+  return *goals_[static_cast<std::size_t>(slot_of_[id])];
+}
+
+inline void Store::activate(GoalIndex& index) {
+  const std::size_t count = active_count_.load(std::memory_order_relaxed);
+  if (count == active_room_) grow_active();
+  index.rank = static_cast<std::int32_t>(count);
+  // Release, twice: a reader that finds the goal finds its first position.
+  owned_active_.get()[count].store(&index, std::memory_order_release);
+  active_count_.store(count + 1, std::memory_order_release);
+}
+
+inline void Store::deactivate(GoalIndex& index) {  // the last active goal takes its place
+  const std::size_t last = active_count_.load(std::memory_order_relaxed) - 1;
+  GoalIndex* mover = owned_active_.get()[last].load(std::memory_order_relaxed);
+  owned_active_.get()[index.rank].store(mover, std::memory_order_release);
+  mover->rank = index.rank;
+  index.rank = -1;
+  active_count_.store(last, std::memory_order_release);
+}
+
+inline void Store::grow_active() {
+  const std::size_t room = std::max<std::size_t>(16, active_room_ * 2);
+  std::shared_ptr<ActiveSlot[]> bigger(new ActiveSlot[room]);
+  for (std::size_t i = 0; i < active_room_; ++i) {
+    bigger.get()[i].store(owned_active_.get()[i].load(std::memory_order_relaxed),
+                          std::memory_order_relaxed);
+  }
+  active_.store(bigger.get(), std::memory_order_release);
+  std::swap(owned_active_, bigger);
+  active_room_ = room;
+  if (bigger) reclaimer_.retire(std::move(bigger));
+}
+
+inline std::vector<std::int32_t> Store::active_order() const {
+  std::vector<std::int32_t> order;
+  for (std::size_t i = 0; i < active_goals(); ++i) order.push_back(active_goal(i).goal);
+  return order;
 }
 
 inline bool Store::reorder_active_goals(const std::vector<std::int32_t>& order) {
-  std::vector<std::int32_t> ours = active_;
+  std::vector<std::int32_t> ours = active_order();
   std::vector<std::int32_t> theirs = order;
   std::sort(ours.begin(), ours.end());
   std::sort(theirs.begin(), theirs.end());
   if (ours != theirs) return false;
-  active_ = order;
-  for (std::size_t i = 0; i < active_.size(); ++i) {
-    index_of(active_[i]).rank = static_cast<std::int32_t>(i);
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    GoalIndex& index = index_of(order[i]);
+    index.rank = static_cast<std::int32_t>(i);
+    owned_active_.get()[i].store(&index, std::memory_order_release);
   }
   return true;
 }
@@ -279,9 +237,9 @@ inline bool Store::reorder_active_goals(const std::vector<std::int32_t>& order) 
 inline std::size_t Store::bytes() const {
   std::size_t total = rows_.bytes() + events_.bytes() + episodes_.bytes() + her_rows_.bytes() +
                       slot_of_.capacity() * sizeof(std::int32_t) +
-                      goals_.capacity() * sizeof(GoalIndex) +
-                      active_.capacity() * sizeof(std::int32_t);
-  for (const GoalIndex& g : goals_) total += g.positions.bytes();
+                      goals_.size() * (sizeof(GoalIndex) + sizeof(void*)) +
+                      active_room_ * sizeof(ActiveSlot);
+  for (const auto& g : goals_) total += g->positions.bytes();
   return total;
 }
 

@@ -2,57 +2,65 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "replay_common.hpp"
+#include "replay_ring.hpp"
 
 namespace sacglam::replay {
 
-// A run of int32 that stays where it is for the life of its table.
+// A run of int32 that stays where it is for the life of its table. It begins at a multiple of
+// kPad, and the memory up to the next multiple belongs to it: copies may go by whole blocks.
 struct Span {
+  static constexpr std::size_t kPad = 8;
   const std::int32_t* data;
   std::size_t size;
 };
 
-// Equal lists share one id; ids count up from 0 and never change; the data never moves, so that
-// a Span taken under the owner's lock may be read after the lock is released.
+// Equal lists share one id; ids count up from 0 and never change; the data never moves. One
+// writer at a time (the owner's lock); readers take no lock: an id reaches them only through
+// something that was released after the list was written (a ring's tail, or size()).
 class InternTable {
  public:
+  explicit InternTable(Reclaimer& reclaimer) : reclaimer_(reclaimer) { grow_entries(); }
+
   std::int32_t intern(const std::int32_t* data, std::size_t size) {
     if (size > kMaxSize) throw ReplayFault("a list of more than 2^30 ids cannot be interned");
-    if ((entries_.size() + 1) * 2 > slots_.size()) grow_slots();
+    if ((count_ + 1) * 2 > slots_.size()) grow_slots();
     const std::uint32_t hash = hash_of(data, size);
     std::size_t slot = hash & (slots_.size() - 1);
     while (slots_[slot] >= 0) {
-      const Entry& e = entries_[static_cast<std::size_t>(slots_[slot])];
+      const Entry& e = owned_.get()[slots_[slot]];
       if (e.hash == hash && e.size == size && std::equal(data, data + size, e.data)) {
         return slots_[slot];
       }
       slot = (slot + 1) & (slots_.size() - 1);
     }
-    if (entries_.size() >= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
+    if (count_ >= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
       throw ReplayFault("the table is full: 2^31 - 1 different lists are interned");
     }
-    std::int32_t* place = allocate(size);
-    if (size > 0) std::memcpy(place, data, size * sizeof(std::int32_t));
-    entries_.push_back({place, static_cast<std::uint32_t>(size), hash});
-    slots_[slot] = static_cast<std::int32_t>(entries_.size() - 1);
+    if (count_ == room_for_entries_) grow_entries();
+    owned_.get()[count_] = {store(data, size), static_cast<std::uint32_t>(size), hash};
+    slots_[slot] = static_cast<std::int32_t>(count_);
+    ++count_;
+    published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
     return slots_[slot];
   }
 
-  bool contains(std::int32_t id) const {
-    return id >= 0 && static_cast<std::size_t>(id) < entries_.size();
-  }
+  bool contains(std::int32_t id) const { return id >= 0 && id < size(); }
+  // Readers: inside a Reclaimer::Guard, as the array of entries may be replaced by a larger one.
   Span operator[](std::int32_t id) const {
-    const Entry& e = entries_[static_cast<std::size_t>(id)];
+    const Entry& e = entries_.load(std::memory_order_acquire)[id];
     return {e.data, e.size};
   }
-  std::int32_t size() const { return static_cast<std::int32_t>(entries_.size()); }
+  std::int32_t size() const { return published_.load(std::memory_order_acquire); }
   std::size_t bytes() const {
-    return chunk_bytes_ + entries_.capacity() * sizeof(Entry) +
+    return chunk_bytes_ + room_for_entries_ * sizeof(Entry) +
            slots_.capacity() * sizeof(std::int32_t);
   }
 
@@ -62,8 +70,11 @@ class InternTable {
     std::uint32_t size;
     std::uint32_t hash;
   };
+  struct alignas(sizeof(std::int32_t) * Span::kPad) Unit {
+    std::int32_t ids[Span::kPad];
+  };
   static constexpr std::size_t kMaxSize = std::size_t{1} << 30;
-  static constexpr std::size_t kChunk = std::size_t{1} << 14;  // int32s
+  static constexpr std::size_t kChunkUnits = std::size_t{1} << 11;
 
   static std::uint32_t hash_of(const std::int32_t* data, std::size_t size) {
     std::uint64_t h = mix64(size + 1);
@@ -71,39 +82,57 @@ class InternTable {
     return static_cast<std::uint32_t>(h >> 32);
   }
 
-  std::int32_t* allocate(std::size_t size) {
-    if (size > room_) {
-      const std::size_t n = std::max(size, kChunk);
-      chunks_.push_back(std::make_unique_for_overwrite<std::int32_t[]>(n));
-      chunk_bytes_ += n * sizeof(std::int32_t);
+  const std::int32_t* store(const std::int32_t* data, std::size_t size) {
+    const std::size_t units = std::max<std::size_t>(1, (size + Span::kPad - 1) / Span::kPad);
+    if (units > room_) {
+      const std::size_t n = std::max(units, kChunkUnits);
+      chunks_.push_back(std::make_unique<Unit[]>(n));
+      chunk_bytes_ += n * sizeof(Unit);
       next_ = chunks_.back().get();
       room_ = n;
     }
-    std::int32_t* place = next_;
-    next_ += size;
-    room_ -= size;
+    std::int32_t* place = next_->ids;
+    next_ += units;
+    room_ -= units;
+    if (size > 0) std::memcpy(place, data, size * sizeof(std::int32_t));
     return place;
+  }
+
+  void grow_entries() {
+    const std::size_t room = std::max<std::size_t>(64, room_for_entries_ * 2);
+    std::shared_ptr<Entry[]> bigger(new Entry[room]);
+    if (count_ > 0) std::copy_n(owned_.get(), count_, bigger.get());
+    entries_.store(bigger.get(), std::memory_order_release);
+    std::swap(owned_, bigger);
+    room_for_entries_ = room;
+    if (bigger) reclaimer_.retire(std::move(bigger));
   }
 
   void grow_slots() {
     std::vector<std::int32_t> slots(std::max<std::size_t>(64, slots_.size() * 2), -1);
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      std::size_t slot = entries_[i].hash & (slots.size() - 1);
+    for (std::size_t i = 0; i < count_; ++i) {
+      std::size_t slot = owned_.get()[i].hash & (slots.size() - 1);
       while (slots[slot] >= 0) slot = (slot + 1) & (slots.size() - 1);
       slots[slot] = static_cast<std::int32_t>(i);
     }
     slots_ = std::move(slots);
   }
 
-  std::vector<Entry> entries_;
+  Reclaimer& reclaimer_;
+  std::shared_ptr<Entry[]> owned_;
+  std::size_t room_for_entries_ = 0;
+  std::size_t count_ = 0;
+  std::atomic<const Entry*> entries_{nullptr};
+  std::atomic<std::int32_t> published_{0};
   std::vector<std::int32_t> slots_;  // open addressing, a power of two, -1 = empty
-  std::vector<std::unique_ptr<std::int32_t[]>> chunks_;
+  std::vector<std::unique_ptr<Unit[]>> chunks_;
   std::size_t chunk_bytes_ = 0;
-  std::int32_t* next_ = nullptr;
-  std::size_t room_ = 0;
+  Unit* next_ = nullptr;
+  std::size_t room_ = 0;  // units left in the last chunk
 };
 
 struct Tables {
+  explicit Tables(Reclaimer& reclaimer) : texts(reclaimer), sets(reclaimer) {}
   InternTable texts;
   InternTable sets;
 

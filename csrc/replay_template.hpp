@@ -43,6 +43,9 @@ class Template {
   bool empty() const { return ops_.empty(); }
   const std::vector<Op>& ops() const { return ops_; }
 
+  // What emit() returns for a step that is being overwritten: its action is not in its set.
+  static constexpr std::size_t kTorn = ~std::size_t{0};
+
   // Appends the spans of the prompt at step t, returns its tokens. `steps` has observation(i),
   // candidates(i), action(i) (the index chosen at step i); i <= t, for action i < t.
   template <class Steps>
@@ -82,7 +85,10 @@ class Template {
               } else if (part.kind == Op::kObservation) {
                 put(steps.observation(i));
               } else {
-                put(tables.sets[steps.candidates(i)].data[steps.action(i)]);
+                const Span set = tables.sets[steps.candidates(i)];
+                const auto chosen = static_cast<std::size_t>(steps.action(i));
+                if (chosen >= set.size) return kTorn;
+                put(set.data[chosen]);
               }
             }
           }

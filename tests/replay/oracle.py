@@ -83,8 +83,6 @@ class Oracle:
         achieved,
     ):
         length = len(actions)
-        while self.steps() + length > self.capacity:
-            self._evict()
         achieved_sets = [
             list(dict.fromkeys(achieved[achieved_offsets[t] : achieved_offsets[t + 1]]))
             for t in range(length)
@@ -102,6 +100,8 @@ class Oracle:
             if g not in self.active:
                 self.active.append(g)
         self.next_id += 1
+        while self.steps() > self.capacity:
+            self._evict()
         return self.next_id - 1
 
     def steps(self):

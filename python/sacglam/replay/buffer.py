@@ -89,8 +89,12 @@ class ReplayBuffer:
     steps pay 0, and the recorded termination, which belongs to another goal, does not end it.
     Truncation (and an episode that ends with neither flag) bootstraps: discount gamma^m.
 
-    Deterministic: batch number n of a buffer depends on `seed`, n and the contents alone. All
-    methods are thread-safe and release the GIL while they work.
+    Deterministic: batch number n of a buffer depends on `seed`, n and the contents alone.
+
+    Threads: any may call any method at any time; the GIL is released while native code works.
+    Sampling takes no lock and never waits for producers, nor they for it; a row that an eviction
+    overtakes while it is drawn is drawn again (`stats()["redrawn"]`). Saving does not stop
+    producers: the file holds all that was stored when it began, less what was evicted meanwhile.
 
     Args:
         capacity: transitions held at most.
@@ -263,7 +267,8 @@ class ReplayBuffer:
 
         Seed and counter come from the file; the settings given to the constructor stay. With the
         settings that the file was saved under, the next batches are bit-identical to those the
-        saved buffer would have drawn. A smaller capacity drops the oldest episodes.
+        saved buffer would have drawn. A smaller capacity drops the oldest episodes. Ids that were
+        interned after the file was saved are no longer valid.
 
         Raises:
             CheckpointError: missing, damaged, foreign or unfit; the buffer is as it was.
@@ -272,13 +277,13 @@ class ReplayBuffer:
 
     def stats(self) -> dict[str, int | float]:
         """steps, episodes, evicted_steps, goals (achieved in the buffer), bytes (of all native
-        memory), bytes_per_step, samples (rows drawn), batches, her_share (of those rows), texts,
-        candidate_sets."""
+        memory), bytes_per_step, samples (rows drawn), batches, redrawn (rows that an eviction
+        overtook while they were drawn), her_share (of the rows drawn), texts, candidate_sets."""
         return self._native.stats()
 
     def __len__(self) -> int:
         """Transitions stored."""
-        return int(self._native.stats()["steps"])
+        return int(self._native.steps())
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:

@@ -1,0 +1,213 @@
+// The lock-free heart of the replay buffer: a ring with one writer and any number of readers.
+//
+// Positions count up forever; [head, tail) is live. An element is written once, published by the
+// tail, and its place is written again only after the head has passed it.
+//
+// Why a reader never accepts a torn or foreign element, though it takes no lock:
+//   W1 head.store(h')          an eviction says so first
+//   W2 fence(release)          begin_writing()
+//   W3 words.store(relaxed)    only then are places below h' written again
+//   W4 tail.store(release)     publish()
+//   R1 tail.load(acquire)      pairs with W4: every element below the tail is wholly there
+//   R2 words.load(relaxed)
+//   R3 fence(acquire)
+//   R4 head.load(relaxed)      position < head: reject
+// If R2 reads a word that W3 wrote for a later lap, the fences W2 and R3 synchronise through that
+// word, W1 happens before R4, and R4 sees a head beyond the position. (The scheme of a sequence
+// lock; here the sequence is the head, so that one check covers everything an episode owns.) All
+// shared words are atomics: no data race exists for the language or for a sanitizer to find.
+//
+// Sync is the atomics to use: the production code runs on StdSync; the stress test defines
+// SACGLAM_REPLAY_SYNC to inject delays between any two of them.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace sacglam::replay {
+
+struct StdSync {
+  template <class T>
+  using Atomic = std::atomic<T>;
+
+  template <class T>
+  static T load_relaxed(const std::atomic<T>& a) {
+    return a.load(std::memory_order_relaxed);
+  }
+  template <class T>
+  static T load_acquire(const std::atomic<T>& a) {
+    return a.load(std::memory_order_acquire);
+  }
+  template <class T>
+  static void store_relaxed(std::atomic<T>& a, T value) {
+    a.store(value, std::memory_order_relaxed);
+  }
+  template <class T>
+  static void store_release(std::atomic<T>& a, T value) {
+    a.store(value, std::memory_order_release);
+  }
+  static void fence_acquire() { std::atomic_thread_fence(std::memory_order_acquire); }
+  static void fence_release() { std::atomic_thread_fence(std::memory_order_release); }
+};
+
+// Frees memory that readers may still look at once no reader is inside. Readers announce
+// themselves once per call (not per row); writers never wait: what cannot be freed now is freed
+// by a later call.
+class Reclaimer {
+ public:
+  class Guard {
+   public:
+    explicit Guard(const Reclaimer& r) : readers_(r.readers_) {
+      readers_.fetch_add(1, std::memory_order_seq_cst);
+      // Pairs with the fence in collect(): either it sees this reader, or this reader's loads
+      // see the pointers that replaced what collect() frees.
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+    }
+    // Release: what this reader did happens before a collect() that sees it gone.
+    ~Guard() { readers_.fetch_sub(1, std::memory_order_release); }
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
+
+   private:
+    std::atomic<std::int64_t>& readers_;
+  };
+
+  // `memory` must already be unreachable for readers that come from now on.
+  void retire(std::shared_ptr<const void> memory) {
+    const std::lock_guard lock(mutex_);
+    retired_.push_back(std::move(memory));
+    pending_.store(true, std::memory_order_relaxed);
+  }
+
+  void collect() {
+    if (!pending_.load(std::memory_order_relaxed)) return;
+    std::vector<std::shared_ptr<const void>> free_now;
+    const std::lock_guard lock(mutex_);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (readers_.load(std::memory_order_acquire) != 0) return;
+    free_now.swap(retired_);
+    pending_.store(false, std::memory_order_relaxed);
+  }
+
+ private:
+  mutable std::atomic<std::int64_t> readers_{0};
+  std::mutex mutex_;  // among writers
+  std::vector<std::shared_ptr<const void>> retired_;
+  std::atomic<bool> pending_{false};
+};
+
+#ifdef SACGLAM_REPLAY_SYNC
+using DefaultSync = SACGLAM_REPLAY_SYNC;
+#else
+using DefaultSync = StdSync;
+#endif
+
+template <class T, class Sync = DefaultSync>
+class Ring {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % sizeof(std::uint64_t) == 0);
+  static constexpr std::size_t kWords = sizeof(T) / sizeof(std::uint64_t);
+  using Word = typename Sync::template Atomic<std::uint64_t>;
+
+ public:
+  explicit Ring(Reclaimer& reclaimer, std::size_t places = 4) : reclaimer_(reclaimer) {
+    set_block(std::make_shared<Block>(places));
+  }
+
+  // ---- the writer (one at a time)
+
+  void restart(std::uint64_t position) {  // before there are readers
+    next_ = position;
+    Sync::store_relaxed(head_, position);
+    Sync::store_release(tail_, position);
+  }
+  // Once after the heads were advanced, before the first push of any ring that shares the
+  // eviction (W2).
+  static void begin_writing() { Sync::fence_release(); }
+  void push(const T& value) {
+    if (next_ - Sync::load_relaxed(head_) > owned_->mask) grow();
+    std::uint64_t words[kWords];
+    std::memcpy(words, &value, sizeof value);
+    Word* place = &owned_->words[(next_ & owned_->mask) * kWords];
+    for (std::size_t i = 0; i < kWords; ++i) Sync::store_relaxed(place[i], words[i]);
+    ++next_;
+  }
+  std::uint64_t next() const { return next_; }  // where the next push goes
+  void publish() { Sync::store_release(tail_, next_); }
+  void advance_head(std::uint64_t position) { Sync::store_release(head_, position); }
+  std::size_t bytes() const { return (owned_->mask + 1) * sizeof(T); }
+
+  // ---- readers (inside a Reclaimer::Guard) and the writer
+
+  std::uint64_t head() const { return Sync::load_acquire(head_); }
+  std::uint64_t tail() const { return Sync::load_acquire(tail_); }
+  // Load the head before the tail: then the range never appears negative, and what is stale in
+  // it is rejected by read().
+  std::pair<std::uint64_t, std::uint64_t> range() const {
+    const std::uint64_t first = head();
+    return {first, tail()};
+  }
+  // Whatever is at this position; may be torn or newer, until still_live() or an enclosing
+  // check says otherwise. The position must have been published at some time.
+  T peek(std::uint64_t position) const {
+    const Block* block = Sync::load_acquire(block_);
+    const Word* place = &block->words[(position & block->mask) * kWords];
+    std::uint64_t words[kWords];
+    for (std::size_t i = 0; i < kWords; ++i) words[i] = Sync::load_relaxed(place[i]);
+    T value;
+    std::memcpy(&value, words, sizeof value);
+    return value;
+  }
+  bool still_live(std::uint64_t position) const {
+    Sync::fence_acquire();                         // R3
+    return position >= Sync::load_relaxed(head_);  // R4
+  }
+  bool read(std::uint64_t position, T& value) const {
+    value = peek(position);
+    return still_live(position);
+  }
+
+ private:
+  struct Block {
+    explicit Block(std::size_t places)
+        : mask(places - 1), words(std::make_unique<Word[]>(places * kWords)) {}
+    std::uint64_t mask;  // places - 1, a power of two less one
+    std::unique_ptr<Word[]> words;
+  };
+
+  void set_block(std::shared_ptr<Block> block) {
+    // Release: a reader of the new block finds in it what was copied. The old block keeps what
+    // it held, so that readers who still use it read sound elements.
+    Sync::store_release(block_, static_cast<const Block*>(block.get()));
+    std::swap(owned_, block);
+    if (block) reclaimer_.retire(std::move(block));
+  }
+
+  void grow() {
+    auto bigger = std::make_shared<Block>((owned_->mask + 1) * 2);
+    for (std::uint64_t p = Sync::load_relaxed(head_); p != next_; ++p) {
+      const Word* from = &owned_->words[(p & owned_->mask) * kWords];
+      Word* to = &bigger->words[(p & bigger->mask) * kWords];
+      for (std::size_t i = 0; i < kWords; ++i) {
+        Sync::store_relaxed(to[i], Sync::load_relaxed(from[i]));
+      }
+    }
+    set_block(std::move(bigger));
+  }
+
+  Reclaimer& reclaimer_;
+  std::shared_ptr<Block> owned_;
+  std::uint64_t next_ = 0;
+  typename Sync::template Atomic<const Block*> block_{nullptr};
+  // Apart, so that readers who check the head do not share a line with the writer's tail.
+  alignas(64) typename Sync::template Atomic<std::uint64_t> head_{0};
+  alignas(64) typename Sync::template Atomic<std::uint64_t> tail_{0};
+};
+
+}  // namespace sacglam::replay

@@ -1,0 +1,240 @@
+// Everything that a checkpoint holds, and how it is written and read.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "replay_file.hpp"
+#include "replay_sampler.hpp"
+
+namespace sacglam::replay {
+
+struct State {
+  State(const Settings& settings, std::uint64_t first_seed, Reclaimer& reclaimer)
+      : tables(reclaimer),
+        form(std::make_shared<Template>()),
+        store(settings.capacity, settings.strategy, reclaimer),
+        seed(first_seed) {
+    current_form.store(form.get(), std::memory_order_release);
+  }
+  Tables tables;
+  std::shared_ptr<const Template> form;                // the writer's
+  std::atomic<const Template*> current_form{nullptr};  // the readers'
+  Store store;
+  const std::uint64_t seed;
+  std::atomic<std::uint64_t> batches{0};         // the sampling counter
+  std::atomic<std::uint64_t> sampled_rows{0};    // since the buffer was created
+  std::atomic<std::uint64_t> relabeled_rows{0};  // of those
+  std::atomic<std::uint64_t> redrawn_rows{0};    // overtaken by a writer, since creation or load
+
+  void set_form(Template next, Reclaimer& reclaimer) {
+    auto replacement = std::make_shared<const Template>(std::move(next));
+    current_form.store(replacement.get(), std::memory_order_release);
+    std::swap(form, replacement);
+    reclaimer.retire(std::move(replacement));
+  }
+};
+
+// What must be read under the writers' lock; everything else is read beside them.
+struct Snapshot {
+  std::uint64_t first_episode, end_episode, first_row, evicted_steps;
+  std::uint64_t batches, sampled_rows, relabeled_rows;
+  std::vector<std::int32_t> active_order;
+
+  explicit Snapshot(const State& state)
+      : first_episode(state.store.episodes().head()),
+        end_episode(state.store.episodes().tail()),
+        first_row(state.store.rows().head()),
+        evicted_steps(state.store.evicted_steps()),
+        batches(state.batches.load(std::memory_order_relaxed)),
+        sampled_rows(state.sampled_rows.load(std::memory_order_relaxed)),
+        relabeled_rows(state.relabeled_rows.load(std::memory_order_relaxed)),
+        active_order(state.store.active_order()) {}
+};
+
+inline void write_table(const InternTable& table, Writer& writer) {
+  const std::int32_t size = table.size();
+  writer.put<std::uint64_t>(static_cast<std::uint64_t>(size));
+  for (std::int32_t id = 0; id < size; ++id) {
+    const Span span = table[id];
+    writer.put<std::uint64_t>(span.size);
+    writer.put_array(span.data, span.size);
+  }
+}
+
+inline void write_ops(const std::vector<Op>& ops, Writer& writer) {
+  writer.put<std::uint64_t>(ops.size());
+  for (const Op& op : ops) {
+    writer.put<std::int32_t>(op.kind);
+    writer.put<std::int32_t>(op.arg);
+    if (op.kind == Op::kHistory) write_ops(op.body, writer);
+  }
+}
+
+inline std::vector<Op> read_ops(Reader& reader, bool nested) {
+  std::vector<Op> ops(reader.get_count(2 * sizeof(std::int32_t)));
+  for (Op& op : ops) {
+    const auto kind = reader.get<std::int32_t>();
+    if (kind < Op::kLiteral || kind > Op::kAction || (nested && kind == Op::kHistory)) {
+      Reader::fail();
+    }
+    op.kind = static_cast<Op::Kind>(kind);
+    op.arg = reader.get<std::int32_t>();
+    if (op.kind == Op::kHistory) op.body = read_ops(reader, true);
+  }
+  return ops;
+}
+
+// False when the episode was evicted before all of it was copied.
+inline bool write_episode(const Store& store, std::uint64_t id, Writer& writer) {
+  Episode e;
+  if (!store.episodes().read(id, e)) return false;
+  writer.put(e.goal);
+  writer.put(e.length);
+  writer.put(e.events);
+  writer.put(e.last_observation);
+  writer.put(e.last_candidates);
+  writer.put(e.terminated);
+  writer.put(e.truncated);
+  const StoredSteps steps(store, e);
+  for (std::int32_t t = 0; t < e.length; ++t) {
+    const Row row = steps.row(t);
+    writer.put(row.observation);
+    writer.put(row.candidates);
+    writer.put(row.action);
+    writer.put(row.reward);
+  }
+  for (std::uint64_t p = e.event_begin; p < e.event_begin + e.events; ++p) {
+    const Event event = store.events().peek(p);
+    writer.put(event.step);
+    writer.put(event.goal);
+  }
+  return store.episodes().still_live(id);
+}
+
+// Runs beside writers, inside a Reclaimer::Guard: holds every episode that the snapshot names,
+// less those evicted while it copies.
+inline Bytes write_state(const State& state, const Snapshot& snapshot, const Settings& settings) {
+  const Store& store = state.store;
+  Bytes episodes;
+  Writer body(episodes);
+  std::uint64_t first = snapshot.first_episode;
+  for (std::uint64_t id = first; id < snapshot.end_episode; ++id) {
+    if (!write_episode(store, id, body)) {  // and so all before it are gone as well
+      episodes.clear();
+      first = id + 1;
+    }
+  }
+  const bool whole = first == snapshot.first_episode;
+  std::uint64_t evicted = snapshot.evicted_steps;
+  Episode oldest;
+  if (!whole && first < snapshot.end_episode && store.episodes().read(first, oldest)) {
+    evicted += oldest.row_begin - snapshot.first_row;
+  } else if (!whole) {
+    evicted = store.rows().head() - snapshot.first_row + snapshot.evicted_steps;
+  }
+
+  Bytes out;
+  Writer writer(out);
+  writer.put(state.seed);
+  writer.put(snapshot.batches);
+  writer.put(snapshot.sampled_rows);
+  writer.put(snapshot.relabeled_rows);
+  write_table(state.tables.texts, writer);
+  write_table(state.tables.sets, writer);
+  write_ops(state.current_form.load(std::memory_order_acquire)->ops(), writer);
+  writer.put(evicted);
+  writer.put(first);
+  writer.put<std::uint64_t>(snapshot.end_episode - first);
+  out.insert(out.end(), episodes.begin(), episodes.end());
+  writer.put(static_cast<std::uint32_t>(settings.strategy));
+  writer.put<std::uint32_t>(whole ? 1 : 0);
+  writer.put<std::uint64_t>(snapshot.active_order.size());
+  writer.put_array(snapshot.active_order.data(), snapshot.active_order.size());
+  return out;
+}
+
+inline void read_episode(Reader& reader, EpisodeInput& input) {
+  input = EpisodeInput{};
+  input.goal = reader.get<std::int32_t>();
+  const auto length = reader.get<std::int32_t>();
+  const auto events = reader.get<std::uint32_t>();
+  if (length < 1) Reader::fail();
+  const auto last_observation = reader.get<std::int32_t>();
+  const auto last_candidates = reader.get<std::int32_t>();
+  input.terminated = reader.get<std::uint8_t>() != 0;
+  input.truncated = reader.get<std::uint8_t>() != 0;
+  for (std::int32_t t = 0; t < length; ++t) {
+    input.observations.push_back(reader.get<std::int32_t>());
+    input.candidates.push_back(reader.get<std::int32_t>());
+    input.actions.push_back(reader.get<std::int32_t>());
+    input.rewards.push_back(reader.get<float>());
+  }
+  input.observations.push_back(last_observation);
+  input.candidates.push_back(last_candidates);
+  input.achieved_offsets.assign(static_cast<std::size_t>(length) + 1, 0);
+  std::int32_t step = 0;
+  for (std::uint32_t j = 0; j < events; ++j) {
+    const auto at = reader.get<std::int32_t>();
+    if (at < step || at >= length) Reader::fail();
+    step = at;
+    ++input.achieved_offsets[static_cast<std::size_t>(at) + 1];
+    input.achieved.push_back(reader.get<std::int32_t>());
+  }
+  for (std::size_t t = 0; t < static_cast<std::size_t>(length); ++t) {
+    input.achieved_offsets[t + 1] += input.achieved_offsets[t];
+  }
+}
+
+// A sound checksum does not make contents trustworthy: all is validated like an insert.
+inline std::unique_ptr<State> read_state(const Bytes& payload, const Settings& settings,
+                                         Reclaimer& reclaimer) try {
+  Reader reader(payload.data(), payload.size());
+  auto state = std::make_unique<State>(settings, reader.get<std::uint64_t>(), reclaimer);
+  state->batches = reader.get<std::uint64_t>();
+  state->sampled_rows = reader.get<std::uint64_t>();
+  state->relabeled_rows = reader.get<std::uint64_t>();
+  Tables& tables = state->tables;
+  for (const bool texts : {true, false}) {
+    const std::size_t count = reader.get_count(sizeof(std::uint64_t));
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t size = reader.get_count(sizeof(std::int32_t));
+      const auto ids = reader.get_array<std::int32_t>(size);
+      const std::int32_t id =
+          texts ? tables.intern_text(ids.data(), size) : tables.intern_candidates(ids.data(), size);
+      if (static_cast<std::size_t>(id) != i) Reader::fail();
+    }
+  }
+  std::vector<Op> ops = read_ops(reader, false);
+  if (!ops.empty()) state->set_form(Template(std::move(ops), tables), reclaimer);
+  Store& store = state->store;
+  const auto evicted = reader.get<std::uint64_t>();
+  const auto first = reader.get<std::uint64_t>();
+  if (first > (std::uint64_t{1} << 62)) Reader::fail();
+  store.restart(first);
+  store.set_evicted_steps(evicted);
+  const std::size_t episodes = reader.get_count(1);
+  EpisodeInput input;
+  for (std::size_t i = 0; i < episodes; ++i) {
+    read_episode(reader, input);
+    input.check(tables, settings.capacity);
+    store.add(input);
+  }
+  const auto strategy = reader.get<std::uint32_t>();
+  const bool whole = reader.get<std::uint32_t>() != 0;
+  const std::size_t active = reader.get_count(sizeof(std::int32_t));
+  const auto order = reader.get_array<std::int32_t>(active);
+  if (!reader.finished()) Reader::fail();
+  // The order matters for a bit-identical continuation, and exists when nothing was changed.
+  const bool same = whole && strategy == static_cast<std::uint32_t>(settings.strategy) &&
+                    store.evicted_steps() == evicted;
+  if (same && !store.reorder_active_goals(order)) Reader::fail();
+  return state;
+} catch (const ReplayFault& fault) {
+  throw CheckpointFault(std::string("the replay checkpoint does not fit this buffer: ") +
+                        fault.what());
+}
+
+}  // namespace sacglam::replay
