@@ -248,6 +248,22 @@ def test_other_kinds_of_hindsight_only_on_request() -> None:
         assert results[5] == expected[4]
 
 
+def test_a_sequence_needs_its_first_part_anew() -> None:
+    env = staged("GoToSeq", [(Ball("red"), 2, 3), (Key("blue"), 2, 1)])
+    ball, key = "go to the red ball", "go to the blue key"
+    results = achieved(env, "turn right", "turn left", "turn left", "turn right", "turn left")
+    assert results[0] == [ball, "go to the ball"]
+    assert results[2] == [
+        key,
+        "go to the key",
+        f"{ball}, then {key}",
+        f"{key} after you {ball}",
+        f"{ball} and {key}",
+        f"{key} and {ball}",
+    ]
+    assert results[4] == [key, "go to the key"]
+
+
 def sequences(level, first_kind, descs):
     """All two-part sequences over descriptions, with minigrid's verifiers."""
     out = {}

@@ -119,7 +119,7 @@ class BabyAITextEnv:
             if name not in ("goal", "split"):
                 raise ConfigError(f"unknown reset option {name!r}; known are 'goal' and 'split'")
         level = self.minigrid
-        # minigrid < 3.1 lets a locked room of the last episode influence the next layout.
+        # Older minigrids let a locked room of the last episode influence the next layout.
         if hasattr(level, "locked_room"):
             level.locked_room = None
         level.reset(seed=seed)
