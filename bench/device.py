@@ -1,0 +1,289 @@
+"""Checks and times the kernels on one NVIDIA GPU, in one command:
+
+    python bench/device.py --out results [--minutes 8.5] [--only check,head]
+
+Writes results.json (machine, versions, command, ceilings, checks, rows) after every section and
+prints a short table last. Exit status 1 if a check failed or a section broke; the rest still ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Session:
+    """Collects rows, guards sections and methods, and keeps to the time limit."""
+
+    def __init__(self, out: Path, limit_s: float) -> None:
+        self.out, self.began, self.limit_s = out, time.monotonic(), limit_s
+        self.result: dict[str, Any] = {"rows": [], "checks": [], "failures": [], "sections": {}}
+
+    def left_s(self) -> float:
+        return self.limit_s - (time.monotonic() - self.began)
+
+    def section(self, name: str, run: Callable[[], None]) -> None:
+        """Run one section; a failure is recorded and the next section runs all the same."""
+        import torch
+
+        if self.left_s() <= 0:
+            self.fail(name, "skipped: the time limit is reached (see --minutes)")
+            return
+        began = time.monotonic()
+        print(f"== {name} ({self.left_s():.0f} s left)", flush=True)
+        try:
+            run()
+            torch.cuda.synchronize()
+        except Exception:  # reported: later sections do not depend on this one
+            self.fail(name, traceback.format_exc())
+        self.result["sections"][name] = round(time.monotonic() - began, 1)
+        torch.cuda.empty_cache()
+        self.save()
+
+    def fail(self, where: str, text: str) -> None:
+        self.result["failures"].append({"where": where, "error": text[-3000:]})
+        print(f"FAILED {where}: {text.strip().splitlines()[-1][:200]}", flush=True)
+
+    def check(self, suite: str, case: str, errors: dict[str, float], tolerance: float) -> None:
+        """Record relative errors; NaN does not pass."""
+        passed = all(error <= tolerance for error in errors.values())
+        self.result["checks"].append(
+            {"suite": suite, "case": case, "errors": errors, "tolerance": tolerance, "ok": passed}
+        )
+        if not passed:
+            print(f"WRONG {suite}: {case}: {errors} over {tolerance}", flush=True)
+
+    def record(
+        self, suite: str, case: str, methods: dict[str, Any], floor_s: float | None,
+        slow: bool = False,
+    ) -> None:  # fmt: skip
+        """Time every method and add a row for each; one that fails costs only its own row."""
+        rows: list[dict[str, Any]] = []
+        for name, method in methods.items():
+            if self.left_s() <= 0:
+                self.fail(f"{suite}: {case}: {name}", "skipped: the time limit is reached")
+                continue
+            try:
+                row = measure(method.build() if hasattr(method, "build") else method, slow)
+            except Exception:  # reported: the other methods do not depend on this one
+                self.fail(f"{suite}: {case}: {name}", traceback.format_exc())
+                continue
+            rows.append({"suite": suite, "case": case, "method": name, **row})
+        ours = next((r["median_s"] for r in rows if r["method"] == "sacglam"), None)
+        for row in rows:
+            row["ratio_to_sacglam"] = row["median_s"] / ours if ours else None
+            row["floor_ratio"] = row["median_s"] / floor_s if floor_s else None
+            print(format_row(row), flush=True)
+        self.result["rows"] += rows
+
+    def save(self) -> None:
+        path = self.out / "results.json"
+        path.write_text(json.dumps(self.result, indent=1))
+
+
+def measure(method: Callable[[], Any], slow: bool) -> dict[str, Any]:
+    """Median seconds and spread of a call by device events, and the memory it adds at its peak."""
+    import torch
+    from triton.testing import do_bench
+
+    method()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    method()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    if not slow:
+        times = do_bench(method, warmup=10, rep=60, return_mode="all")
+    else:  # whole models: seconds each, and their data is far larger than any cache
+        times = []
+        while len(times) < 3 or (sum(times) < 400 and len(times) < 30):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            method()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+    return {
+        "median_s": statistics.median(times) / 1e3,
+        "quartiles_s": [low / 1e3, high / 1e3],
+        "samples": len(times),
+        "peak_bytes": peak,
+    }
+
+
+def format_row(row: dict[str, Any]) -> str:
+    ratio = "" if row["ratio_to_sacglam"] is None else f"{row['ratio_to_sacglam']:6.2f}x"
+    floor = "" if row["floor_ratio"] is None else f"{row['floor_ratio']:7.2f}"
+    peak = row["peak_bytes"] / 2**20
+    return (
+        f"{row['median_s'] * 1e3:10.3f} ms {ratio:>7} floor {floor:>7} {peak:9.0f} MiB  "
+        f"{row['suite']}: {row['case']}: {row['method']}"
+    )
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    query = "--query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm"
+    try:
+        smi = subprocess.check_output(["nvidia-smi", query, "--format=csv,noheader"], text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        smi = f"nvidia-smi failed: {error}"
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    from importlib import metadata
+
+    versions = {}
+    for name in ("torch", "triton", "transformers", "numpy"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "machine": {
+            "gpu": properties.name, "multiprocessors": properties.multi_processor_count,
+            "memory": properties.total_memory, "smi": smi.strip(), "host": platform.platform(),
+        },
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **versions},
+        "command": " ".join(sys.argv),
+        "commit": commit.stdout.strip() or None,
+    }  # fmt: skip
+
+
+def measure_ceilings(ceilings: Any, session: Session) -> None:
+    """Copy bandwidth (bytes read plus written) and bf16 matrix rate on random data."""
+    import torch
+    from triton.testing import do_bench
+
+    source = torch.randn(2**30, device="cuda")
+    target = torch.empty_like(source)
+    copy_ms = do_bench(lambda: target.copy_(source), return_mode="median")
+    ceilings.bytes_per_s = 2 * source.numel() * 4 / copy_ms * 1e3
+    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    ceilings.flops_per_s = 2 * 8192**3 / do_bench(lambda: a @ b, return_mode="median") * 1e3
+    session.result["ceilings"] = vars(ceilings).copy()
+    rates = ceilings.bytes_per_s / 1e12, ceilings.flops_per_s / 1e12
+    print(f"copy {rates[0]:.2f} TB/s, bf16 product {rates[1]:.0f} TFLOP/s")
+
+
+def run_checks(tasks: list[tuple[Any, ...]], workers: int, session: Session) -> None:
+    """Every check in worker processes: kernels compile in parallel (and stay in Triton's cache on
+    disk), and a kernel that breaks its device context breaks no timing."""
+    import device_checks as checks
+
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = [(task, pool.submit(checks.run_task, *task)) for task in tasks]
+        for task, future in waiting:
+            error = future.exception()
+            if error is None:
+                session.check(*future.result())
+            else:
+                session.fail(f"check {task}", "".join(traceback.format_exception(error)))
+
+
+def build_extension() -> None:
+    """`sacglam._C` in place, for the sections that run the package's models."""
+    if importlib.util.find_spec("sacglam._C") is None:
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        importlib.invalidate_caches()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.json")
+    parser.add_argument("--minutes", type=float, default=8.5, help="start nothing new after this")
+    parser.add_argument("--only", default="", help="comma-separated prefixes of section names")
+    parser.add_argument("--workers", type=int, default=8, help="processes that check the kernels")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    if not torch.cuda.is_available():
+        print("bench/device.py needs an NVIDIA GPU: torch.cuda.is_available() is False")
+        return 2
+    import device_checks as checks
+    import device_kernels as kernels
+    import device_models as models
+    from device_workloads import QWEN, T5, Ceilings
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    session = Session(options.out, options.minutes * 60)
+    session.result |= machine()
+    ceilings = Ceilings()
+    record = session.record
+    sections: dict[str, Callable[[], None]] = {
+        "ceilings": lambda: measure_ceilings(ceilings, session),
+        "check": lambda: run_checks(checks.tasks(), options.workers, session),
+        "head Qwen 256": lambda: kernels.time_head(QWEN, 256, ceilings, record),
+        "head Qwen 32": lambda: kernels.time_head(QWEN, 32, ceilings, record),
+        "head T5 256": lambda: kernels.time_head(T5, 256, ceilings, record),
+        "policy": lambda: kernels.time_policy(256, ceilings, record),
+    }
+    for n in (256, 32):
+        for prefix in (0, 100):
+            sections[f"attention Qwen {n}, prefix {prefix}"] = partial(
+                kernels.time_forest, QWEN, n, ceilings, record, prefix=prefix, flex=prefix == 0
+            )
+        sections[f"attention T5 {n}"] = partial(kernels.time_t5, T5, n, ceilings, record)
+    sections["extension"] = build_extension
+    for n in (256, 32):
+        sections[f"model Qwen {n}"] = partial(models.time_qwen, n, ceilings, record)
+        sections[f"model T5 {n}"] = partial(models.time_t5, n, ceilings, record)
+    sections["model Qwen 256, prefix 100"] = partial(
+        models.time_qwen, 256, ceilings, record, prefix=100
+    )
+    sections["sweep 256"] = lambda: kernels.sweep(256, record)
+    wanted = [p for p in options.only.split(",") if p]
+    for name, run in sections.items():
+        if not wanted or name == "ceilings" or any(name.startswith(p) for p in wanted):
+            session.section(name, run)
+    return summarise(session)
+
+
+def summarise(session: Session) -> int:
+    """The short table, last; full numbers are in results.json."""
+    result = session.result
+    wrong = [c for c in result["checks"] if not c["ok"]]
+    print(f"\n{len(result['checks']) - len(wrong)} of {len(result['checks'])} checks passed")
+    for check in wrong:
+        print(f"  WRONG {check['suite']}: {check['case']}: {check['errors']}")
+    for failure in result["failures"]:
+        print(f"  FAILED {failure['where']}: {failure['error'].strip().splitlines()[-1][:160]}")
+    best: dict[str, dict[str, Any]] = {}
+    for row in result["rows"]:
+        if row["suite"] == "sweep" and row["method"].startswith("("):
+            held = best.setdefault(row["case"], row)
+            if row["median_s"] < held["median_s"]:
+                best[row["case"]] = row
+    for case, row in best.items():
+        print(f"{row['median_s'] * 1e3:10.3f} ms  best of sweep: {case}: {row['method']}")
+    for row in result["rows"]:
+        if row["suite"] != "sweep":
+            print(format_row(row))
+    session.save()
+    return 1 if wrong or result["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    raise SystemExit(main())
