@@ -33,6 +33,10 @@ class Lora(nn.Module):
         self.down = nn.Parameter(base.weight.new_empty(rank, base.in_features).normal_(std=0.02))
         self.up = nn.Parameter(base.weight.new_empty(base.out_features, rank).normal_(std=0.02))
 
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight  # models look at their layers' dtype and device
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base(x) + 2.0 * (x @ self.down.T @ self.up.T)
 
