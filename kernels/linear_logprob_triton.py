@@ -170,7 +170,7 @@ def logsumexp_forward(
     total = torch.empty_like(top)
     logsumexp_kernel[(triton.cdiv(rows, block_m), n_tiles)](
         h, weight, top, total, rows, tokens, h.stride(0), weight.stride(0),
-        D=h.shape[1], PRECISION="ieee",
+        D=h.shape[1], PRECISION="tf32x3",
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, **cfg,
     )  # fmt: skip
     lse = torch.empty(rows, dtype=torch.float32, device=h.device)
@@ -214,7 +214,7 @@ def launch_probabilities(
     rows = h.shape[0]
     probability_kernel[(triton.cdiv(rows, block_m), triton.cdiv(last - first, block_n))](
         h, weight, lse, row_grad, out, first, last, rows, h.stride(0), weight.stride(0),
-        out.stride(0), D=h.shape[1], PRECISION="ieee",
+        out.stride(0), D=h.shape[1], PRECISION="tf32x3",
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, **cfg,
     )  # fmt: skip
 
