@@ -23,6 +23,7 @@ help: ## List the targets
 
 demo: $(STAMP) ## Train an agent in about 5 minutes and show what it learned [SEEDS="0 1 2"] [OUT=runs/demo]
 	@$(PY) -m sacglam.cli.main demo --out $(OUT) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	@echo "(sacglam is in $(VENV)/bin: source $(VENV)/bin/activate)"
 
 test: $(STAMP) ## Run all tests [ARGS="-k replay"]
 	@$(PY) -m pytest tests $(ARGS)
