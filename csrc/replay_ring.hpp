@@ -31,6 +31,12 @@
 #include <utility>
 #include <vector>
 
+// GCC warns that the thread sanitizer does not know fences; nothing here relies on its knowing
+// them, as every shared word is an atomic.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wtsan"
+#endif
+
 namespace sacglam::replay {
 
 struct StdSync {
@@ -163,6 +169,10 @@ class Ring {
     T value;
     std::memcpy(&value, words, sizeof value);
     return value;
+  }
+  void prefetch(std::uint64_t position) const {
+    const Block* block = Sync::load_acquire(block_);
+    __builtin_prefetch(&block->words[(position & block->mask) * kWords]);
   }
   bool still_live(std::uint64_t position) const {
     Sync::fence_acquire();                         // R3

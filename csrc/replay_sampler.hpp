@@ -15,9 +15,11 @@
 namespace sacglam::replay {
 
 struct Draw {
-  std::uint64_t episode;
+  std::uint64_t id;
+  Episode episode;
   std::int32_t step;
-  std::int32_t goal;  // -1: the episode's own
+  std::int32_t goal;
+  bool relabeled;
 };
 
 struct PlannedRow {
@@ -82,12 +84,16 @@ class Sampler {
     out.clear();
     out.rows.reserve(rows);
     const std::size_t share = relabeled_share(rows, seed, batch);
-    for (std::size_t i = 0; i < rows; ++i) {
-      CounterRng rng(seed, batch, i);
-      const bool relabel = (i + 1) * share / rows > i * share / rows;
-      for (int attempt = 0; !try_row(rng, relabel && attempt < kAttempts, out); ++attempt) {
-        ++out.redrawn;
+    // In groups: the memory that one row needs is on its way while the next rows are drawn.
+    Attempt group[kGroup];
+    for (std::size_t i = 0; i < rows;) {
+      std::size_t size = 0;
+      for (; size < kGroup && i < rows; ++size, ++i) {
+        const bool relabel = (i + 1) * share / rows > i * share / rows;
+        group[size] = {CounterRng(seed, batch, i), relabel, {}};
+        draw(group[size]);
       }
+      for (std::size_t j = 0; j < size; ++j) finish(group[j], out);
     }
   }
 
@@ -95,6 +101,7 @@ class Sampler {
   // A writer that is stopped just while it evicts the last achievement leaves nothing to draw;
   // nobody waits for it: the row is plain then.
   static constexpr int kAttempts = 64;
+  static constexpr std::size_t kGroup = 16;
 
   bool can_relabel() const {
     return settings_.strategy != Strategy::kNone && store_.active_goals() > 0;
@@ -109,16 +116,31 @@ class Sampler {
     return std::min(rows, static_cast<std::size_t>(whole) + extra);
   }
 
-  bool try_row(CounterRng& rng, bool relabel, Plan& out) const {
+  struct Attempt {
+    CounterRng rng{0, 0, 0};
+    bool relabel = false;
+    std::optional<Draw> drawn;
+  };
+
+  void draw(Attempt& a) const {
     // The last achievement may be evicted in the middle of a batch: the row is plain then.
-    relabel = relabel && can_relabel();
+    a.drawn = a.relabel && can_relabel() ? draw_relabeled(a.rng) : draw_plain(a.rng);
+    if (!a.drawn) return;
+    const Episode& e = a.drawn->episode;
+    store_.rows().prefetch(e.row_begin + static_cast<std::uint64_t>(a.drawn->step));
+    if (a.drawn->relabeled) store_.events().prefetch(e.event_begin + e.events / 2);
+  }
+
+  void finish(Attempt& a, Plan& out) const {
     const std::size_t prompt_spans = out.prompt_spans.size();
     const std::size_t next_spans = out.next_spans.size();
-    const std::optional<Draw> draw = relabel ? draw_relabeled(rng) : draw_plain(rng);
-    if (draw && add_row(*draw, relabel, out)) return true;
-    out.prompt_spans.resize(prompt_spans);
-    out.next_spans.resize(next_spans);
-    return false;
+    for (int attempt = 1; !a.drawn || !add_row(*a.drawn, out); ++attempt) {
+      out.prompt_spans.resize(prompt_spans);
+      out.next_spans.resize(next_spans);
+      ++out.redrawn;
+      if (attempt >= kAttempts) a.relabel = false;
+      draw(a);
+    }
   }
 
   template <class T>
@@ -134,13 +156,15 @@ class Sampler {
     Episode e;
     if (!position || !store_.rows().read(*position, row)) return std::nullopt;
     if (!store_.episodes().read(row.episode, e)) return std::nullopt;
-    return Draw{row.episode, static_cast<std::int32_t>(*position - e.row_begin), -1};
+    const auto step = static_cast<std::int32_t>(*position - e.row_begin);
+    return Draw{row.episode, e, step, e.goal, false};
   }
 
   std::optional<Draw> draw_relabeled(CounterRng& rng) const {
     if (settings_.strategy == Strategy::kRandom) {
       std::optional<Draw> draw = draw_plain(rng);
       if (!draw) return std::nullopt;
+      draw->relabeled = true;
       if (settings_.balance == Balance::kGoals) {
         const GoalIndex* index = draw_goal(rng);
         if (index == nullptr) return std::nullopt;
@@ -164,13 +188,12 @@ class Sampler {
     Event event;
     if (!place || !index->positions.read(*place, position)) return std::nullopt;
     if (!store_.events().read(position, event)) return std::nullopt;
-    auto choices = static_cast<std::uint64_t>(event.step) + 1;
-    if (settings_.strategy != Strategy::kFuture) {
-      Episode e;
-      if (!store_.episodes().read(event.episode, e)) return std::nullopt;
-      choices = static_cast<std::uint64_t>(e.length);
-    }
-    return Draw{event.episode, static_cast<std::int32_t>(rng.below(choices)), index->goal};
+    Episode e;
+    if (!store_.episodes().read(event.episode, e)) return std::nullopt;
+    const std::int32_t choices =
+        settings_.strategy == Strategy::kFuture ? event.step + 1 : e.length;
+    const auto step = static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(choices)));
+    return Draw{event.episode, e, step, index->goal, true};
   }
 
   std::optional<Draw> draw_by_event(CounterRng& rng) const {
@@ -187,7 +210,7 @@ class Sampler {
     if (begin >= end) return std::nullopt;  // its events are being overwritten
     Event event;
     if (!store_.events().read(begin + rng.below(end - begin), event)) return std::nullopt;
-    return Draw{id, step, event.goal};
+    return Draw{id, e, step, event.goal, true};
   }
 
   const GoalIndex* draw_goal(CounterRng& rng) const {
@@ -212,12 +235,12 @@ class Sampler {
 
   // False when the episode was evicted before all of it was read. Until the check at the end,
   // what is read may be torn: it is only used where any value is harmless.
-  bool add_row(const Draw& draw, bool relabeled, Plan& out) const {
-    Episode e;
-    if (!store_.episodes().read(draw.episode, e)) return false;
+  bool add_row(const Draw& draw, Plan& out) const {
+    const Episode& e = draw.episode;
     const StoredSteps steps(store_, e);
     const std::int32_t t = draw.step;
-    const std::int32_t goal = relabeled ? draw.goal : e.goal;
+    const std::int32_t goal = draw.goal;
+    const bool relabeled = draw.relabeled;
     std::int32_t m = std::min(settings_.n_step, e.length - t);
     double reward = 0.0;
     double gamma_m = 1.0;
@@ -250,7 +273,7 @@ class Sampler {
     }
     const Row row = steps.row(t);
     PlannedRow planned{};
-    planned.episode = draw.episode;
+    planned.episode = draw.id;
     planned.step = t;
     planned.goal = goal;
     planned.candidates = row.candidates;
@@ -263,7 +286,7 @@ class Sampler {
     planned.prompt_tokens = form_.emit(tables_, steps, t, goal, out.prompt_spans);
     planned.next_tokens = form_.emit(tables_, steps, t + m, goal, out.next_spans);
     // One check covers rows, events and history: an episode is evicted as a whole.
-    if (!store_.episodes().still_live(draw.episode)) return false;
+    if (!store_.episodes().still_live(draw.id)) return false;
     out.prompt_tokens += planned.prompt_tokens;
     out.next_tokens += planned.next_tokens;
     out.relabeled += relabeled ? 1 : 0;

@@ -1,11 +1,15 @@
 // Append-only interned lists of int32: token texts, and candidate sets (lists of text ids).
 #pragma once
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -73,8 +77,11 @@ class InternTable {
   struct alignas(sizeof(std::int32_t) * Span::kPad) Unit {
     std::int32_t ids[Span::kPad];
   };
+  struct Free {
+    void operator()(std::int32_t* p) const { std::free(p); }
+  };
   static constexpr std::size_t kMaxSize = std::size_t{1} << 30;
-  static constexpr std::size_t kChunkUnits = std::size_t{1} << 11;
+  static constexpr std::size_t kSmallestChunk = std::size_t{1} << 14;  // bytes
 
   static std::uint32_t hash_of(const std::int32_t* data, std::size_t size) {
     std::uint64_t h = mix64(size + 1);
@@ -84,18 +91,33 @@ class InternTable {
 
   const std::int32_t* store(const std::int32_t* data, std::size_t size) {
     const std::size_t units = std::max<std::size_t>(1, (size + Span::kPad - 1) / Span::kPad);
-    if (units > room_) {
-      const std::size_t n = std::max(units, kChunkUnits);
-      chunks_.push_back(std::make_unique<Unit[]>(n));
-      chunk_bytes_ += n * sizeof(Unit);
-      next_ = chunks_.back().get();
-      room_ = n;
-    }
-    std::int32_t* place = next_->ids;
-    next_ += units;
+    if (units > room_) new_chunk(units);
+    std::int32_t* place = next_;
+    next_ += units * Span::kPad;
     room_ -= units;
     if (size > 0) std::memcpy(place, data, size * sizeof(std::int32_t));
+    std::fill(place + size, next_, 0);  // copied by whole blocks, so it must hold something
     return place;
+  }
+
+  // Chunks grow with the table, to whole huge pages in the end: batches gather from all over
+  // them, and translating addresses costs as much as the copies when pages are small.
+  void new_chunk(std::size_t units) {
+    constexpr std::size_t kHugePage = std::size_t{1} << 21;
+    std::size_t bytes = std::max(units * sizeof(Unit), std::min(chunk_bytes_, 2 * kHugePage));
+    bytes = std::max(bytes, kSmallestChunk);
+    const bool huge = bytes >= kHugePage;
+    const std::size_t page = huge ? kHugePage : alignof(Unit);
+    bytes = (bytes + page - 1) / page * page;
+    void* memory = std::aligned_alloc(page, bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    chunks_.emplace_back(static_cast<std::int32_t*>(memory));
+#ifdef MADV_HUGEPAGE
+    if (huge) ::madvise(memory, bytes, MADV_HUGEPAGE);  // advice: nothing depends on it
+#endif
+    chunk_bytes_ += bytes;
+    next_ = chunks_.back().get();
+    room_ = bytes / sizeof(Unit);
   }
 
   void grow_entries() {
@@ -125,9 +147,9 @@ class InternTable {
   std::atomic<const Entry*> entries_{nullptr};
   std::atomic<std::int32_t> published_{0};
   std::vector<std::int32_t> slots_;  // open addressing, a power of two, -1 = empty
-  std::vector<std::unique_ptr<Unit[]>> chunks_;
+  std::vector<std::unique_ptr<std::int32_t, Free>> chunks_;
   std::size_t chunk_bytes_ = 0;
-  Unit* next_ = nullptr;
+  std::int32_t* next_ = nullptr;
   std::size_t room_ = 0;  // units left in the last chunk
 };
 
