@@ -67,8 +67,8 @@ def copy_repository(target: Path) -> Path:
 def copy(tmp_path: Path) -> Path:
     """A copy of the repository, in a folder with a space in its name, quick to compile."""
     folder = copy_repository(tmp_path / "a copy")
-    for source in (folder / "csrc").iterdir():
-        source.unlink()
+    shutil.rmtree(folder / "csrc")
+    (folder / "csrc").mkdir()
     (folder / "csrc" / "module.cpp").write_text(EMPTY_MODULE)
     return folder
 
