@@ -84,15 +84,20 @@ class Sampler {
     out.clear();
     out.rows.reserve(rows);
     const std::size_t share = relabeled_share(rows, seed, batch);
-    // In groups: the memory that one row needs is on its way while the next rows are drawn.
+    // In groups: the memory that one row needs is on its way while others are worked on. A row
+    // is a chain of some six reads, each of which misses the caches in a large buffer.
     Attempt group[kGroup];
     for (std::size_t i = 0; i < rows;) {
       std::size_t size = 0;
       for (; size < kGroup && i < rows; ++size, ++i) {
         const bool relabel = (i + 1) * share / rows > i * share / rows;
-        group[size] = {CounterRng(seed, batch, i), relabel, {}};
-        draw(group[size]);
+        group[size].rng = CounterRng(seed, batch, i);
+        group[size].relabel = relabel && can_relabel();
+        scout(group[size]);
       }
+      for (std::size_t j = 0; j < size; ++j) scout_second(group[j]);
+      for (std::size_t j = 0; j < size; ++j) scout_third(group[j]);
+      for (std::size_t j = 0; j < size; ++j) draw(group[j]);
       for (std::size_t j = 0; j < size; ++j) finish(group[j], out);
     }
   }
@@ -101,7 +106,7 @@ class Sampler {
   // A writer that is stopped just while it evicts the last achievement leaves nothing to draw;
   // nobody waits for it: the row is plain then.
   static constexpr int kAttempts = 64;
-  static constexpr std::size_t kGroup = 16;
+  static constexpr std::size_t kGroup = 32;
 
   bool can_relabel() const {
     return settings_.strategy != Strategy::kNone && store_.active_goals() > 0;
@@ -119,22 +124,80 @@ class Sampler {
   struct Attempt {
     CounterRng rng{0, 0, 0};
     bool relabel = false;
-    std::optional<Draw> drawn;
+    bool ready = false;   // `draw` and `row` are sound as far as they go
+    std::uint64_t trail;  // the scouts' alone
+    Draw draw;
+    PlannedRow row;
   };
 
-  void draw(Attempt& a) const {
-    // The last achievement may be evicted in the middle of a batch: the row is plain then.
-    a.drawn = a.relabel && can_relabel() ? draw_relabeled(a.rng) : draw_plain(a.rng);
-    if (!a.drawn) return;
-    const Episode& e = a.drawn->episode;
-    store_.rows().prefetch(e.row_begin + static_cast<std::uint64_t>(a.drawn->step));
-    if (a.drawn->relabeled) store_.events().prefetch(e.event_begin + e.events / 2);
+  enum class Chain { kRows, kGoals, kHerRows };
+  Chain chain_of(const Attempt& a) const {
+    if (!a.relabel || settings_.strategy == Strategy::kRandom) return Chain::kRows;
+    return settings_.balance == Balance::kGoals ? Chain::kGoals : Chain::kHerRows;
   }
 
+  // The scouts walk the chain that draw() will walk, on a copy of its generator, and ask for the
+  // next piece of memory. They decide nothing: what they read may be torn or gone.
+  void scout(Attempt& a) const {
+    CounterRng rng = a.rng;
+    switch (chain_of(a)) {
+      case Chain::kRows:
+        a.trail = draw_position(rng, store_.rows()).value_or(0);
+        store_.rows().prefetch(a.trail);
+        break;
+      case Chain::kHerRows:
+        a.trail = draw_position(rng, store_.her_rows()).value_or(0);
+        store_.her_rows().prefetch(a.trail);
+        break;
+      case Chain::kGoals: {
+        const GoalIndex* index = draw_goal(rng);
+        const auto place = index ? draw_position(rng, index->positions) : std::nullopt;
+        a.trail = place ? index->positions.peek(*place) : 0;
+        store_.events().prefetch(a.trail);
+        break;
+      }
+    }
+  }
+  void scout_second(Attempt& a) const {
+    switch (chain_of(a)) {
+      case Chain::kRows:
+        store_.episodes().prefetch(store_.rows().peek(a.trail).episode);
+        break;
+      case Chain::kHerRows:
+        store_.episodes().prefetch(store_.her_rows().peek(a.trail));
+        break;
+      case Chain::kGoals:
+        store_.episodes().prefetch(store_.events().peek(a.trail).episode);
+        break;
+    }
+  }
+  void scout_third(Attempt& a) const {
+    if (chain_of(a) != Chain::kHerRows) return;
+    const Episode e = store_.episodes().peek(store_.her_rows().peek(a.trail));
+    store_.events().prefetch(e.event_begin + e.events / 2);
+    store_.rows().prefetch(e.row_begin + (a.trail - e.her_begin));
+  }
+
+  // First half of a row: everything but its prompts.
+  void draw(Attempt& a) const {
+    // The last achievement may be evicted in the middle of a batch: the row is plain then.
+    a.relabel = a.relabel && can_relabel();
+    const std::optional<Draw> drawn = a.relabel ? draw_relabeled(a.rng) : draw_plain(a.rng);
+    a.ready = drawn.has_value();
+    if (!a.ready) return;
+    a.draw = *drawn;
+    a.ready = target(a.draw, a.row);
+    if (!a.ready) return;
+    const StoredSteps steps(store_, a.draw.episode);
+    tables_.texts.prefetch(steps.observation(a.draw.step));
+    tables_.texts.prefetch(steps.observation(a.draw.step + a.row.steps));
+  }
+
+  // Second half: the prompts, and the check that makes the row count.
   void finish(Attempt& a, Plan& out) const {
     const std::size_t prompt_spans = out.prompt_spans.size();
     const std::size_t next_spans = out.next_spans.size();
-    for (int attempt = 1; !a.drawn || !add_row(*a.drawn, out); ++attempt) {
+    for (int attempt = 1; !a.ready || !add_row(a, out); ++attempt) {
       out.prompt_spans.resize(prompt_spans);
       out.next_spans.resize(next_spans);
       ++out.redrawn;
@@ -233,9 +296,9 @@ class Sampler {
     return low;
   }
 
-  // False when the episode was evicted before all of it was read. Until the check at the end,
-  // what is read may be torn: it is only used where any value is harmless.
-  bool add_row(const Draw& draw, Plan& out) const {
+  // The n-step target. Until the check in add_row() what is read may be torn: it is only used
+  // where any value is harmless. False when it is seen to be.
+  bool target(const Draw& draw, PlannedRow& row) const {
     const Episode& e = draw.episode;
     const StoredSteps steps(store_, e);
     const std::int32_t t = draw.step;
@@ -271,26 +334,32 @@ class Sampler {
       }
       terminal = e.terminated != 0 && t + m == e.length;
     }
-    const Row row = steps.row(t);
-    PlannedRow planned{};
-    planned.episode = draw.id;
-    planned.step = t;
-    planned.goal = goal;
-    planned.candidates = row.candidates;
-    planned.next_candidates = steps.candidates(t + m);
-    planned.action = row.action;
-    planned.steps = m;
-    planned.n_step_return = static_cast<float>(reward);
-    planned.discount = terminal ? 0.0F : static_cast<float>(gamma_m);
-    planned.relabeled = relabeled;
-    planned.prompt_tokens = form_.emit(tables_, steps, t, goal, out.prompt_spans);
-    planned.next_tokens = form_.emit(tables_, steps, t + m, goal, out.next_spans);
+    const Row stored = steps.row(t);
+    row.episode = draw.id;
+    row.step = t;
+    row.goal = goal;
+    row.candidates = stored.candidates;
+    row.next_candidates = steps.candidates(t + m);
+    row.action = stored.action;
+    row.steps = m;
+    row.n_step_return = static_cast<float>(reward);
+    row.discount = terminal ? 0.0F : static_cast<float>(gamma_m);
+    row.relabeled = relabeled;
+    return true;
+  }
+
+  // False when the episode was evicted before all of it was read.
+  bool add_row(Attempt& a, Plan& out) const {
+    const StoredSteps steps(store_, a.draw.episode);
+    PlannedRow& row = a.row;
+    row.prompt_tokens = form_.emit(tables_, steps, row.step, row.goal, out.prompt_spans);
+    row.next_tokens = form_.emit(tables_, steps, row.step + row.steps, row.goal, out.next_spans);
     // One check covers rows, events and history: an episode is evicted as a whole.
-    if (!store_.episodes().still_live(draw.id)) return false;
-    out.prompt_tokens += planned.prompt_tokens;
-    out.next_tokens += planned.next_tokens;
-    out.relabeled += relabeled ? 1 : 0;
-    out.rows.push_back(planned);
+    if (!store_.episodes().still_live(a.draw.id)) return false;
+    out.prompt_tokens += row.prompt_tokens;
+    out.next_tokens += row.next_tokens;
+    out.relabeled += row.relabeled ? 1 : 0;
+    out.rows.push_back(row);
     return true;
   }
 

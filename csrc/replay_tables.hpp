@@ -62,6 +62,9 @@ class InternTable {
     const Entry& e = entries_.load(std::memory_order_acquire)[id];
     return {e.data, e.size};
   }
+  void prefetch(std::int32_t id) const {
+    __builtin_prefetch(entries_.load(std::memory_order_acquire) + id);
+  }
   std::int32_t size() const { return published_.load(std::memory_order_acquire); }
   std::size_t bytes() const {
     return chunk_bytes_ + room_for_entries_ * sizeof(Entry) +

@@ -73,7 +73,7 @@ MUTANTS = {
     ),
     "an episode is not checked again after it was read": (
         "replay_sampler.hpp",
-        "if (!store_.episodes().still_live(draw.id)) return false;",
+        "if (!store_.episodes().still_live(a.draw.id)) return false;",
         "",
     ),
     "memory is freed under the readers": (
