@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..errors import ConfigError, UnknownModelError
 from .tiny import TINY
@@ -56,7 +57,6 @@ def load_language_model(
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForSeq2SeqLM,
-        AutoTokenizer,
     )
 
     if dtype not in DTYPES:
@@ -64,10 +64,10 @@ def load_language_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or name, **options)
+        tokenizer = _load_tokenizer(tokenizer_folder or name, options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model: Any = kind.from_pretrained(name, dtype=DTYPES[dtype], use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UnknownModelError(_unknown_model(str(name), error)) from error
     if adapter is not None:
         from peft import PeftModel
@@ -76,11 +76,24 @@ def load_language_model(
         critic_folder = Path(adapter) / "critic"
         if critic_folder.is_dir():
             model.load_adapter(str(critic_folder), "critic", is_trainable=True)
+            _train_all_adapters(model)
     elif lora is not None:
         model = _add_lora(model, lora, critic_adapter)
     model.to(device)
     model.eval()  # dropout stays off: scores must be the same function in every pass
     return model, tokenizer
+
+
+def _load_tokenizer(name: str | Path, options: dict[str, Any]) -> Any:
+    """AutoTokenizer, but what is saved as a generic tokenizer is loaded as one: some model types
+    would have it rebuilt as their own class, with other pre-tokenisation."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    saved_as = get_tokenizer_config(name, **options).get("tokenizer_class")
+    generic = saved_as in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    kind = PreTrainedTokenizerFast if generic else AutoTokenizer
+    return kind.from_pretrained(name, **options)
 
 
 def _add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
@@ -101,7 +114,15 @@ def _add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
         ) from error
     if critic_adapter:
         wrapped.add_adapter("critic", config)
+        _train_all_adapters(wrapped)
     return wrapped
+
+
+def _train_all_adapters(model: Any) -> None:
+    """peft freezes every adapter but the active one; actor and critic are trained together."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(True)
 
 
 def _unknown_model(name: str, error: BaseException) -> str:

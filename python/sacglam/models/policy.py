@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -338,7 +339,7 @@ def load_saved_policy(folder: str | Path, *, device: torch.device | str = "cpu")
         )
         heads = load_file(folder / "heads.safetensors")
         policy.heads.load_state_dict(heads)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{folder} is not a complete saved policy: {error}") from error

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(folder / f"{name}.safetensors")
-    except Exception as error:  # safetensors raises its own untyped errors for damaged files
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / name}.safetensors is missing or damaged: {error}") from error
 
 

@@ -55,7 +55,7 @@ class Learner:
     def alpha(self) -> float:
         """The temperature now in use."""
         sac_config = self.config.sac
-        return float(self.log_alpha.exp()) if sac_config.learn_alpha else sac_config.alpha
+        return float(self.log_alpha.detach().exp()) if sac_config.learn_alpha else sac_config.alpha
 
     def update(self) -> dict[str, float]:
         """One update; returns its losses and statistics.

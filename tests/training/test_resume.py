@@ -1,0 +1,121 @@
+"""Stopping and resuming gives the same run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sacglam import Callback, Trainer, load_policy
+from sacglam.errors import CheckpointError, RunFolderError
+from sacglam.training.checkpoint import latest_checkpoint
+
+TIMES = ("wall_s", "env_steps_per_s", "updates_per_s")
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+class _InterruptAt(Callback):
+    """Presses Ctrl-C while a given log line is written."""
+
+    def __init__(self, env_steps: int) -> None:
+        self._at = env_steps
+
+    def on_log(self, metrics: Any) -> None:
+        if metrics["env_steps"] == self._at:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"model.id": "tiny-t5", "sac.learn_alpha": True, "replay.her_balance": "events"},
+        {"prompt.history": 2, "prompt.list_actions": True, "env.id": "playground/zoo"},
+    ],
+    ids=["llama", "t5-learned-alpha", "history"],
+)
+def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, Any]):
+    whole = Trainer(quick_config("whole", **options)).train()
+    stopped = Trainer(quick_config("parts", **options), callbacks=[_InterruptAt(200)]).train()
+    assert stopped.interrupted
+    assert stopped.env_steps == 200
+    resumed = Trainer.resume(stopped.out).train()
+    assert not resumed.interrupted
+    assert _metrics(whole.out) == _metrics(resumed.out)
+    assert len(_metrics(whole.out)) == 4
+    assert whole.evaluation is not None
+    assert resumed.evaluation is not None
+    assert whole.evaluation["success"] == resumed.evaluation["success"]
+    for (name, a), (_, b) in zip(
+        whole.policy.trainable_parameters().items(),
+        resumed.policy.trainable_parameters().items(),
+        strict=True,
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(quick_config: Any):
+    """Log lines beyond the checkpoint are set aside and written again, the same."""
+    config = quick_config("killed", checkpoint_interval=200)
+    Trainer(config).train()
+    folder = Path(config.out)
+    complete = _metrics(folder)
+    newest = latest_checkpoint(folder)
+    for path in newest.rglob("*"):
+        if path.is_file():
+            path.unlink()  # as if killed before the last save
+    assert latest_checkpoint(folder).name == "step-000000000200"
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"env_steps": 9')
+    Trainer.resume(folder).train()
+    assert _metrics(folder) == complete
+    assert (folder / "metrics.discarded.jsonl").read_text().count("\n") == 3
+
+
+def test_training_longer_than_planned(quick_config: Any):
+    first = Trainer(quick_config("longer")).train()
+    longer = Trainer.resume(first.out, total_steps=600).train()
+    assert longer.env_steps == 600
+    assert _metrics(first.out)[-1]["env_steps"] == 600
+
+
+def test_a_used_folder_is_refused_and_kept(quick_config: Any):
+    config = quick_config("used")
+    Trainer(config).train()
+    before = (Path(config.out) / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        Trainer(config)
+    assert (Path(config.out) / "metrics.jsonl").read_bytes() == before
+
+
+def test_nothing_to_resume(tmp_path: Path):
+    with pytest.raises(RunFolderError, match=r"no config\.yaml"):
+        Trainer.resume(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("victim", ["state.json", "target.safetensors", "policy/heads.safetensors",
+                                    "optimizer.safetensors", "replay.bin"])  # fmt: skip
+def test_a_damaged_checkpoint_is_refused(quick_config: Any, victim: str):
+    config = quick_config("damaged")
+    Trainer(config).train()
+    path = latest_checkpoint(config.out) / victim
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError):
+        Trainer.resume(config.out)
+
+
+def test_a_trained_policy_loads_and_scores_alike(quick_config: Any):
+    result = Trainer(quick_config("policy")).train()
+    loaded = load_policy(result.out)
+    prompt, actions = "Goal: Grasp red table\nYou see: red table\nAction:", ["Grasp", "Release all"]
+    mine, theirs = (p.score([prompt], [actions])[0] for p in (result.policy, loaded))
+    assert mine.log_pi.tolist() == theirs.log_pi.tolist()
+    assert mine.q.tolist() == theirs.q.tolist()
+    assert loaded.act([prompt], [actions], greedy=True)[0] == actions[mine.log_pi.argmax()]
