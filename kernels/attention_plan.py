@@ -28,6 +28,7 @@ class Bucket:
     q_from: tuple[int, ...]
     k_from: tuple[int, ...]
     prefix: int  # keys [0, prefix) that every query of the bucket sees
+    trunk: int = 0  # leading tokens of a tree alone that form a chain, if worth a causal call
 
     @property
     def q_len(self) -> int:
@@ -148,12 +149,22 @@ class AttentionPlan:
                 q_from=tuple(g[2] for g in group),
                 k_from=tuple(g[3] for g in group),
                 prefix=self.prefix,
+                trunk=self._trunk(group[0]) if len(group) == 1 else 0,
             )
             for group in groups
         ]
         if self.prefix:
             made.insert(0, Bucket((self.prefix,), (self.prefix,), (0,), (0,), prefix=0))
         return made
+
+    def _trunk(self, span: tuple[int, int, int, int]) -> int:
+        """Tokens before a tree's first branching, where a causal call of their own pays."""
+        keys, _, begin, _ = span
+        if self.end is None or self.end.is_cuda or self.prefix or keys < _ALONE_TOKENS:
+            return 0
+        last = begin + keys
+        chain = int((self.end[begin:last] == last).int().cumprod(0).sum())
+        return chain if chain >= _ALONE_TOKENS // 2 else 0
 
     def index_rows(self, bucket: int, side: str) -> torch.Tensor:
         """`Bucket.rows` on the plan's device, kept."""
@@ -173,26 +184,28 @@ class AttentionPlan:
         """Whether every query lies in some bucket, so that an output needs no zero fill."""
         return sum(sum(b.q_lens) for b in self.buckets()) == self.q_total
 
-    def mask(self, bucket: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Additive mask [N, 1, Lq, prefix + Lk] of one bucket (0 or -inf), or None if all is seen.
+    def mask(self, bucket: int, dtype: torch.dtype, *, whole: bool = False) -> torch.Tensor | None:
+        """Additive mask [N, 1, Lq, prefix + Lk] of one bucket (0 or -inf), or None if all is seen;
+        of the queries after the bucket's trunk, unless `whole`.
 
         A padding query sees the first key: its output is dropped, and must not be NaN.
         """
-        key = ("mask", bucket, dtype)
+        skip = 0 if whole else self.buckets()[bucket].trunk
+        key = ("mask", bucket, dtype, skip)
         if key not in self._cache:
-            self._cache[key] = self._make_mask(bucket, dtype)
+            self._cache[key] = self._make_mask(bucket, dtype, skip)
         return self._cache[key]  # type: ignore[return-value]
 
-    def _make_mask(self, index: int, dtype: torch.dtype) -> torch.Tensor | None:
+    def _make_mask(self, index: int, dtype: torch.dtype, skip: int) -> torch.Tensor | None:
         bucket = self.buckets()[index]
         if self.end is None and len(set(bucket.k_lens)) == 1:
             return None
         device = self.q_start.device
         k_lens = torch.tensor(bucket.k_lens, device=device)[:, None, None]
         slot = torch.arange(bucket.k_len, device=device)
-        seen = (slot < k_lens).expand(-1, bucket.q_len, -1)
+        seen = (slot < k_lens).expand(-1, bucket.q_len - skip, -1)
         if self.end is not None:
-            query = self.index_rows(index, "q")[:, :, None]
+            query = self.index_rows(index, "q")[:, skip:, None]
             own = self.index_rows(index, "k")
             end = self.end[own].long()[:, None, :]
             seen = seen & (own[:, None, :] <= query) & (query < end)

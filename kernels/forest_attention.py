@@ -17,6 +17,8 @@ FlashAttention-2 (2023), algorithms 1 and 2; of the interval test: any depth-fir
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -188,23 +190,42 @@ def padded_attention(
         if bucket.prefix:
             k_b = torch.cat([shared_k.expand(k_b.shape[0], -1, -1, -1), k_b], dim=2)
             v_b = torch.cat([shared_v.expand(v_b.shape[0], -1, -1, -1), v_b], dim=2)
-        mask = plan.mask(b, q.dtype)
-        if bias is not None:
-            radius = (bias.shape[1] - 1) // 2
-            columns = plan.bias_index(b, radius)  # [N, Lq, Lk]
-            added = bias.to(q.dtype).index_select(1, columns.flatten())
-            added = added.view(-1, *columns.shape).transpose(0, 1)  # [N, H, Lq, Lk]
-            mask = added if mask is None else mask + added
         if group > 1 and q.is_cuda:  # the masked CUDA kernels take no grouped heads
             k_b = k_b.repeat_interleave(group, 1)
             v_b = v_b.repeat_interleave(group, 1)
-        gqa = group > 1 and not q.is_cuda
-        outs.append(
-            F.scaled_dot_product_attention(
-                q_b, k_b, v_b, attn_mask=mask, scale=scale, enable_gqa=gqa
-            )
+        call = partial(
+            F.scaled_dot_product_attention, scale=scale, enable_gqa=group > 1 and not q.is_cuda
         )
+        if bias is None and bucket.trunk:
+            outs.append(_trunk_first(q_b, k_b, v_b, bucket.trunk, plan.mask(b, q.dtype), call))
+            continue
+        mask = plan.mask(b, q.dtype, whole=True)
+        if bias is not None:
+            added = _bias_of(bias, plan, b).to(q.dtype)
+            mask = added if mask is None else mask + added
+        outs.append(call(q_b, k_b, v_b, attn_mask=mask))
     return _Join.apply(plan, q.shape[0], q, *outs).to(dtype)
+
+
+def _trunk_first(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trunk: int, mask: torch.Tensor | None,
+    call: Callable[..., torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    """One tree, [1, H, L, D]: up to its first branching the mask is a triangle, half of which
+    needs no work; the rows after it see all that `mask` [1, 1, L - trunk, L] lets them."""
+    length = q.shape[2]
+    if trunk == length:
+        return call(q, k, v, is_causal=True)
+    chain, rest = q.split([trunk, length - trunk], dim=2)
+    first = call(chain, k[:, :, :trunk], v[:, :, :trunk], is_causal=True)
+    return torch.cat([first, call(rest, k, v, attn_mask=mask)], dim=2)
+
+
+def _bias_of(bias: torch.Tensor, plan: AttentionPlan, b: int) -> torch.Tensor:
+    """[H, 2R + 1] -> [N, H, Lq, Lk]: the table at every pair of one bucket."""
+    columns = plan.bias_index(b, (bias.shape[1] - 1) // 2)  # [N, Lq, Lk]
+    table = bias.index_select(1, columns.flatten())
+    return table.view(-1, *columns.shape).transpose(0, 1)
 
 
 def _needs_grad(*tensors: torch.Tensor) -> bool:

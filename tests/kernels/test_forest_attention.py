@@ -21,6 +21,8 @@ FORESTS = {
     "ragged, grouped heads": ([5, 17, 1, 30], 0, 4, 2, 16, False, 0.5),
     "ragged, prefix, bias": ([5, 17, 1, 30], 7, 4, 2, 16, True, 0.5),
     "bushy": ([60], 0, 2, 1, 16, True, 0.05),
+    "long chain, grouped heads": ([130, 2], 0, 4, 2, 16, False, 1.0),
+    "long trunk, then branches": ([120, 9], 0, 2, 1, 16, False, 0.7),
     "long and short": ([110, 3], 0, 2, 2, 24, True, 0.8),
     "many small, long prefix": ([3] * 20, 33, 2, 1, 16, False, 0.3),
     "odd head dimension": ([33, 20], 5, 3, 1, 20, False, 0.7),
