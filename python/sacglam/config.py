@@ -92,13 +92,13 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = 1e-3  # AdamW, language model (ours for tiny; use 1e-4 with LoRA, paper)
+    lr: float | None = None  # AdamW; null: 1.5e-3 for tiny models (ours), else 1e-4 (paper)
     head_lr: float | None = None  # Q heads; null: lr
     weight_decay: float = 0.0  # AdamW
     grad_clip: float = 1.0  # largest gradient norm
     batch_size: int = 64  # transitions an update
     warmup_updates: int = 100  # linear warm-up of the learning rate
-    final_lr: float = 1.0  # share of the learning rate left at the end, reached linearly (1: constant)
+    final_lr: float = 0.1  # share of the learning rate left at the end, falling linearly (ours)
     actor_weight: float = 1.0  # factor of the actor's loss beside the critic's (shared trunk)
 
 

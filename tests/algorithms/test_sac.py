@@ -35,7 +35,7 @@ def batch() -> dict[str, torch.Tensor]:
 def _value(batch: dict[str, torch.Tensor], b: int, log_prior: torch.Tensor | None = None) -> float:
     total = 0.0
     for k in range(COUNTS[b]):
-        p, lp = float(batch["pi"][b, k]), float(batch["log_pi"][b, k])
+        p, lp = float(batch["pi"].detach()[b, k]), float(batch["log_pi"].detach()[b, k])
         prior = 0.0 if log_prior is None else float(log_prior[b, k])
         q_min = min(float(batch["q"][0, b, k]), float(batch["q"][1, b, k]))
         total += p * (q_min - ALPHA * (lp - prior))
@@ -70,9 +70,7 @@ def test_critic_loss(batch: dict[str, torch.Tensor], huber: float | None):
     )
     total, errors = 0.0, []
     for b in range(4):
-        gaps = [
-            float(batch["q"][i, b, batch["action"][b]] - batch["target"][b]) for i in range(2)
-        ]
+        gaps = [float(batch["q"][i, b, batch["action"][b]] - batch["target"][b]) for i in range(2)]
         errors.append(sum(abs(g) for g in gaps) / 2)
         for gap in gaps:
             if huber is None or abs(gap) <= huber:

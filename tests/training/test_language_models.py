@@ -1,4 +1,4 @@
-"""Models from `save_pretrained` folders, with LoRA: train, save, resume, and load with peft alone."""
+"""Folders of `save_pretrained` with LoRA: train, save, resume, and load with peft alone."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_only_adapters_and_heads_change(quick_config: Any, tmp_path: Path):
     policy = Trainer(quick_config("frozen", **options)).train().policy
     after = policy.model.get_base_model().state_dict()
     for name, value in before.items():
-        plain = name if name in after else name.replace(".weight", ".base_layer.weight").replace(
-            ".bias", ".base_layer.bias"
+        plain = (
+            name
+            if name in after
+            else name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")
         )
         torch.testing.assert_close(after[plain], value, rtol=0, atol=0)

@@ -26,7 +26,9 @@ def train(arguments: argparse.Namespace) -> int:
             )
         return run_with_progress(lambda c: Trainer.resume(
             arguments.resume, total_steps=total, callbacks=c))  # fmt: skip
-    config = TrainConfig.from_dict(read_yaml(arguments.config)) if arguments.config else TrainConfig()
+    config = (
+        TrainConfig.from_dict(read_yaml(arguments.config)) if arguments.config else TrainConfig()
+    )
     config = config.with_overrides(overrides)
     return run_with_progress(lambda c: Trainer(config, callbacks=c))
 
@@ -90,5 +92,3 @@ def doctor(_: argparse.Namespace) -> int:
     found = report.collect()
     Console().print(report.render(found))
     return 0
-
-

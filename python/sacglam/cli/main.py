@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("dir", metavar="DIR")
     evaluate.add_argument("--episodes", type=int, default=None)
     evaluate.add_argument("--split", choices=("train", "test"), default=None)
-    evaluate.add_argument("--seed", type=int, default=None, help="other episodes than the run's own")
+    evaluate.add_argument(
+        "--seed", type=int, default=None, help="other episodes than the run's own"
+    )
     evaluate.set_defaults(run="evaluate")
 
     play = commands.add_parser("play", help="watch a trained agent, step by step")

@@ -91,6 +91,7 @@ def save_tiny_model(
                     num_hidden_layers=layers,
                     num_attention_heads=heads,
                     max_position_embeddings=2048,
+                    initializer_range=0.4 / hidden_size**0.5,  # 0.02 is for widths of 400
                     tie_word_embeddings=True,
                     **special,
                 )
@@ -117,3 +118,4 @@ def save_tiny_model(
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+

@@ -35,7 +35,7 @@ class Trunk:
         if attn not in ATTENTION:
             raise ConfigError(f"model.attn is {attn!r}; choose one of {sorted(ATTENTION)}")
         self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = self.base.config
+        self.config: Any = self.base.config
         _refuse_unsupported(self.config)
         attention.register()
         self.base.set_attn_implementation(ATTENTION[attn])

@@ -98,7 +98,9 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(folder / f"{name}.safetensors")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / name}.safetensors is missing or damaged: {error}") from error
+        raise CheckpointError(
+            f"{folder / name}.safetensors is missing or damaged: {error}"
+        ) from error
 
 
 def prune(run: Path, keep: int) -> None:

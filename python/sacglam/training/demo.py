@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from ..config import TrainConfig
 from ..report.curve import plot_runs
 from ..report.tables import result_table
+from .callbacks import Callback
 from .playing import play_episodes
 from .runner import train_with_progress
 from .trainer import Trainer
@@ -42,7 +44,7 @@ def run_demo(out: Path, seeds: Sequence[int]) -> int:
             f"Training {config.model.id} from random weights on {config.env.id}, seed {seed}: "
             f"{config.total_steps} environment steps, a few minutes on two cores."
         )
-        result = train_with_progress(lambda c, config=config: Trainer(config, callbacks=c))
+        result = train_with_progress(functools.partial(_trainer, config))
         if result.evaluation is None:
             print(f"stopped and saved. Continue with\n    sacglam train --resume {folder}")
             return 130
@@ -54,6 +56,10 @@ def run_demo(out: Path, seeds: Sequence[int]) -> int:
     picture = plot_runs(folders, out / "curve.png")
     console.print(f"\ncurve: {picture}    run: {out}    watch more: sacglam play {folders[0]}")
     return 0
+
+
+def _trainer(config: TrainConfig, callbacks: Sequence[Callback]) -> Trainer:
+    return Trainer(config, callbacks=callbacks)
 
 
 def _set_aside(out: Path) -> None:

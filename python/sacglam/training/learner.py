@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithms import sac
 from ..config import TrainConfig
-from ..errors import DivergedError
+from ..errors import ConfigError, DivergedError
 from ..models.forest import Forest
 from ..models.policy import Policy
 from ..models.scoring import Scores
@@ -37,13 +37,16 @@ class Learner:
         self.parameters = policy.trainable_parameters()
         self.target = TargetParameters(self.parameters)
         self.updates = 0
-        head_lr = config.optim.head_lr or config.optim.lr
+        lr = config.optim.lr
+        if lr is None:
+            raise ConfigError("optim.lr is null; a resolved configuration has a number there")
+        head_lr = config.optim.head_lr or lr
         heads = [p for n, p in self.parameters.items() if n.startswith("heads.")]
         body = [p for n, p in self.parameters.items() if not n.startswith("heads.")]
-        self._rates = [config.optim.lr, head_lr]
+        self._rates = [lr, head_lr]
         self.optimizer = torch.optim.AdamW(
             [{"params": body}, {"params": heads}],
-            lr=config.optim.lr,
+            lr=lr,
             weight_decay=config.optim.weight_decay,
             fused=policy.dtype in (torch.float32, torch.float64, torch.bfloat16),
         )
@@ -136,9 +139,7 @@ class Learner:
                 current = self.policy.forward(forest, with_q=False)
             if self.config.sac.prior:
                 prior = self.policy.prior(forest).log_pi
-                return sac.soft_value_with_prior(
-                    current.pi, current.log_pi, prior, target.q, alpha
-                )
+                return sac.soft_value_with_prior(current.pi, current.log_pi, prior, target.q, alpha)
             return sac.soft_value(current.pi, current.log_pi, target.q, alpha)
 
     def _set_learning_rate(self) -> None:

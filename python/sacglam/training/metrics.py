@@ -108,7 +108,8 @@ def drop_after(folder: Path, env_steps: int) -> None:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return
-    kept, later = [], []
+    kept: list[str] = []
+    later: list[str] = []
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)

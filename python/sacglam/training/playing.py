@@ -53,18 +53,16 @@ def play_episodes(
         while not (terminated or truncated):
             pi, q = _scores(policy, episode)
             chosen = int(pi.argmax() if greedy else torch.multinomial(pi, 1, generator=noise))
-            shown = {
-                "goal": episode.goal,
-                "observation": episode.observation,
-                "candidates": episode.actions,
-            }
-            action = episode.actions[chosen]
+            observation, candidates = episode.observation, episode.actions
+            action = candidates[chosen]
             step = envs.step({0: action})[0]
             console.print(
                 render_step(
                     console,
                     step=len(episode.rewards),
-                    **shown,
+                    goal=episode.goal,
+                    observation=observation,
+                    candidates=candidates,
                     probabilities=pi,
                     q_values=q,
                     chosen=chosen,

@@ -110,9 +110,7 @@ def evaluate_run(
 
     def measure(chooser: evaluation.Chooser) -> dict[str, Any]:
         options = setup.reset_options(probe, wanted)
-        return evaluation.evaluate(
-            envs, chooser, episodes=count, seed=seed, reset_options=options
-        )
+        return evaluation.evaluate(envs, chooser, episodes=count, seed=seed, reset_options=options)
 
     state = read_state(latest_checkpoint(folder))
     result = {

@@ -95,16 +95,24 @@ def resolve(config: TrainConfig, env: Any) -> TrainConfig:
         if config.prompt.instruction is not None
         else str(attribute(env, "instruction", "")),
     )
+    tiny = config.model.id in TINY
     rank = config.lora.r
     if rank is None:
-        rank = 0 if config.model.id in TINY else 16
+        rank = 0 if tiny else 16
+    rate = config.optim.lr
+    if rate is None:
+        rate = 1.5e-3 if tiny else 1e-4
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but torch sees no GPU; use --device cpu or auto")
     return dataclasses.replace(
-        config, prompt=prompt, lora=dataclasses.replace(config.lora, r=rank), device=device
+        config,
+        prompt=prompt,
+        lora=dataclasses.replace(config.lora, r=rank),
+        optim=dataclasses.replace(config.optim, lr=rate),
+        device=device,
     )
 
 

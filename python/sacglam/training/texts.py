@@ -76,8 +76,6 @@ class ReplayTexts:
         ops.append(("observation",))
         if template.list_actions:
             ops.append(literal(codec.ids(template.actions_label)))
-            ops.append(
-                ("actions", self._buffer.intern_text(codec.ids(template.actions_separator)))
-            )
+            ops.append(("actions", self._buffer.intern_text(codec.ids(template.actions_separator))))
         ops.append(literal(codec.closing()))
         return ops

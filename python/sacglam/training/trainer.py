@@ -177,8 +177,9 @@ class Trainer:
                     self.wall_s = time.perf_counter() - started
                     if _crossed(before, self.env_steps, config.log_interval):
                         now = time.perf_counter()
-                        rates = (self.env_steps - since[0], self.learner.updates - since[1])
-                        self._log(writer, *(r / (now - last_log) for r in rates), before)
+                        steps, updates = self.env_steps - since[0], self.learner.updates - since[1]
+                        rates = (steps / (now - last_log), updates / (now - last_log))
+                        self._log(writer, rates, before)
                         last_log, since = now, (self.env_steps, self.learner.updates)
                     if _crossed(before, self.env_steps, config.checkpoint_interval):
                         self.save()
@@ -211,14 +212,15 @@ class Trainer:
             while self.learner.updates < due:
                 self.meter.update(self.learner.update())
 
-    def _log(self, writer: MetricsWriter, steps_per_s: float, updates_per_s: float, before: int):
+    def _log(self, writer: MetricsWriter, rates: tuple[float, float], before: int) -> None:
+        """One line of metrics; `rates` are environment steps and updates per second."""
         metrics: dict[str, Any] = {
             "env_steps": self.env_steps,
             "updates": self.learner.updates,
             "wall_s": round(self.wall_s, 3),
             **self.meter.take(),
-            "env_steps_per_s": round(steps_per_s, 2),
-            "updates_per_s": round(updates_per_s, 3),
+            "env_steps_per_s": round(rates[0], 2),
+            "updates_per_s": round(rates[1], 3),
         }
         config = self.config.eval
         if config.interval and _crossed(before, self.env_steps, config.interval):
@@ -367,5 +369,3 @@ def refuse_used_folder(out: Path) -> None:
 
 def _crossed(before: int, now: int, interval: int) -> bool:
     return now // interval > before // interval
-
-
