@@ -1,7 +1,7 @@
 """The configuration of a run: nested frozen dataclasses, one comment a field with unit and source.
 
-"paper" is SAC-GLAM (arXiv 2410.12481) or, where it is silent, its authors' code; "ours" was found by
-experiment (docs/settings.md).
+"paper" is SAC-GLAM (arXiv 2410.12481) or, where it is silent, its authors' code; "ours" was found
+by experiment (docs/settings.md).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class SacConfig:
 class ReplayConfig:
     capacity: int = 200_000  # steps
     her_strategy: str = "future"  # future, final, episode, random, none
-    her_ratio: float = 0.8  # share of relabeled rows (HER paper: 0.8)
+    her_ratio: float = 0.7  # share of relabeled rows (ours; HER paper 0.8)
     her_balance: str = "goals"  # each goal an equal share (ours), or events
 
 

@@ -97,7 +97,7 @@ def test_actor_loss_and_its_gradient(batch: dict[str, torch.Tensor]):
 
 
 def test_the_best_policy_is_the_boltzmann_distribution(batch: dict[str, torch.Tensor]):
-    """The actor's loss is smallest at pi = softmax(Q / alpha), where V = alpha logsumexp(Q / alpha)."""
+    """The actor's loss is least at pi = softmax(Q / alpha): V = alpha logsumexp(Q / alpha)."""
     q_min = batch["q"].min(0).values.masked_fill(~batch["mask"], -torch.inf)
     best = (q_min / ALPHA).log_softmax(-1)
     log_pi = best.masked_fill(~batch["mask"], 0.0)

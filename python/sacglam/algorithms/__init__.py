@@ -1,1 +1,1 @@
-"""The algorithms as pure functions on tensors. B prompts, A candidates (padded, masked by zeros)."""
+"""The algorithms as pure functions on tensors; B prompts, A candidates (padded with zeros)."""

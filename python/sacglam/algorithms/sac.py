@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def soft_value(pi: Tensor, log_pi: Tensor, q: Tensor, alpha: float | Tensor) -> Tensor:
-    """V(p) = sum_a pi(a|p) (min_i Q_i(p,a) - alpha log pi(a|p)), exact over the candidates -> [B]."""
+    """V(p) = sum_a pi(a|p) (min_i Q_i(p,a) - alpha log pi(a|p)), exact over candidates -> [B]."""
     q_min = q.min(0).values  # [B, A]
     return (pi * (q_min - alpha * log_pi)).sum(-1)
 
@@ -29,7 +29,7 @@ def soft_value_with_prior(
 
 
 def td_target(n_step_return: Tensor, discount: Tensor, value: Tensor) -> Tensor:
-    """y = sum_{k<m} gamma^k r_{t+k} + discount V(p_{t+m}), discount = gamma^m (1 - terminated) -> [B].
+    """y = sum_{k<m} gamma^k r_{t+k} + gamma^m (1 - terminated) V(p_{t+m}) -> [B].
 
     Truncation is not termination: a time limit keeps discount = gamma^m.
     """

@@ -22,9 +22,9 @@ class TokenisationWarning(UserWarning):
 class TextCodec:
     """Turns segments and actions into token ids with a Hugging Face tokenizer, each text once.
 
-    A prompt is *defined* as the concatenation of its segments' ids, framed by the special tokens the
-    tokenizer itself would add (for a causal model only those in front). `check` says where that
-    differs from tokenising the joined text.
+    A prompt is *defined* as the concatenation of its segments' ids, framed by the special tokens
+    that the tokenizer itself would add (for a causal model only those in front). `check` says where
+    that differs from tokenising the joined text.
 
     Args:
         tokenizer: any Hugging Face tokenizer.
@@ -54,8 +54,8 @@ class TextCodec:
             if unknown is not None and not self._warned_unknown and (found == unknown).any():
                 self._warned_unknown = True
                 warnings.warn(
-                    f"the tokenizer does not know a part of {text!r}: it becomes the unknown token. "
-                    "For the built-in tiny models, add the missing words to the environment's "
+                    f"the tokenizer does not know a part of {text!r}: it becomes the unknown "
+                    "token. For the built-in tiny models, add the missing words to the environment's "
                     "`vocabulary` attribute (a list of texts).",
                     TokenisationWarning,
                     stacklevel=2,
@@ -113,12 +113,12 @@ class TextCodec:
                 min(len(apart), len(together)),
             )
         )
+        here, there = (self.tokenizer.decode(ids[at : at + 4]) for ids in (apart, together))
         warnings.warn(
             "this tokenizer gives other ids for the prompt's segments than for the whole prompt "
-            f"(first difference at token {at}: apart {self.tokenizer.decode(apart[at : at + 4])!r}, "
-            f"together {self.tokenizer.decode(together[at : at + 4])!r}). Training stays consistent, "
-            "since acting and replay both use the segments; a pretrained model sees slightly unusual "
-            "token boundaries.",
+            f"(first difference at token {at}: apart {here!r}, together {there!r}). Training stays "
+            "consistent, since acting and replay both use the segments; a pretrained model sees "
+            "slightly unusual token boundaries.",
             TokenisationWarning,
             stacklevel=2,
         )

@@ -1,6 +1,7 @@
 """The prompt as a sequence of segments, so that hindsight can swap the goal without a tokenizer.
 
-    {instruction}\\nGoal: {goal}[\\n{earlier observation}\\nAction: {its action}]*\\n{observation}\\nAction:
+    {instruction}\\nGoal: {goal}[\\n{earlier observation}\\nAction: {its action}]*
+    \\n{observation}\\nAction:
 
 Every segment starts with its own white space, where byte-pair and sentence-piece tokenizers split
 anyway, so a prompt tokenised by segments has the ids of the whole.
@@ -55,7 +56,7 @@ class PromptTemplate:
         Args:
             goal: the goal's text.
             observation: the current observation.
-            history: earlier (observation, action) pairs, oldest first; the last `self.history` count.
+            history: earlier (observation, action) pairs, oldest first; `self.history` are shown.
             actions: the admissible actions, used only if `list_actions`.
         """
         parts = [self.opening, self.goal(goal)]

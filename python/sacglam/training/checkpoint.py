@@ -1,7 +1,7 @@
 """Checkpoints: a folder that is either complete or not there.
 
     checkpoints/step-000012000/
-        policy/               weights (adapters in peft's format), heads, options: `load_policy` reads it
+        policy/               weights (adapters in peft's format), heads, options
         target.safetensors    the target's parameters
         optimizer.safetensors moments of the optimiser
         replay.bin            the replay buffer

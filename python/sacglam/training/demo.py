@@ -23,7 +23,8 @@ SETTINGS: dict[str, Any] = {
     "env.id": "playground/small",
     "model.id": "tiny-llama",
     "prompt.instruction": "",
-    "total_steps": 12_000,
+    "sac.gamma": 0.8,
+    "total_steps": 16_000,
 }
 
 

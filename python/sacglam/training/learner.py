@@ -64,7 +64,7 @@ class Learner:
         """One update; returns its losses and statistics.
 
         Raises:
-            DivergedError: a loss or the gradient is not finite; the parameters are left as they were.
+            DivergedError: a loss or the gradient is not finite; the parameters stay as they were.
         """
         config, device = self.config, self.policy.device
         batch = self.buffer.sample(config.optim.batch_size)

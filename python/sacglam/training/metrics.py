@@ -15,7 +15,7 @@ WINDOW = 100  # episodes per family that the success rate looks back on
 
 
 class Meter:
-    """Running statistics of training; its state goes into checkpoints, so that resuming is exact."""
+    """Running statistics of training, saved in checkpoints so that resuming is exact."""
 
     def __init__(self) -> None:
         self.episodes = 0

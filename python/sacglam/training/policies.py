@@ -25,8 +25,8 @@ def load_policy(
     """A trained policy, or a fresh one around a language model.
 
     Args:
-        path_or_id: a run's folder (its newest checkpoint), a checkpoint's `policy` folder, or a model's
-            folder or hub id (its Q heads are then untrained).
+        path_or_id: a run's folder (its newest checkpoint), a checkpoint's `policy` folder, or a
+            model's folder or hub id (its Q heads are then untrained).
         device: where to put it.
         dtype, lora_r, template, options, trust_remote_code: for a language model only; a saved
             policy has its own.

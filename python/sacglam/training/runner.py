@@ -1,4 +1,4 @@
-"""Training and evaluating a run as a person starts it: with progress, a curve and a closing word."""
+"""Training and evaluating a run as a person starts it: progress, a curve, a closing word."""
 
 from __future__ import annotations
 

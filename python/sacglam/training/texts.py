@@ -14,7 +14,7 @@ from ..replay import ReplayBuffer
 class ReplayTexts:
     """Interns each text once: text -> token ids (codec) -> id in the replay buffer.
 
-    Candidate sets have an id in the buffer and one in the policy's packer; `policy_sets` translates.
+    Candidate sets have an id in the buffer and one in the policy's packer: see `policy_sets`.
     """
 
     def __init__(self, policy: Policy, buffer: ReplayBuffer) -> None:

@@ -360,8 +360,8 @@ def refuse_used_folder(out: Path) -> None:
     """Raise RunFolderError if the folder already holds a run or anything else."""
     if (out / "config.yaml").exists() or (out / "checkpoints").exists():
         raise RunFolderError(
-            f"{out} already holds a run. Continue it with `sacglam train --resume {out}`, or choose "
-            "another folder with --out"
+            f"{out} already holds a run. Continue it with `sacglam train --resume {out}`, or "
+            "choose another folder with --out"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} exists and is not an empty folder; choose another --out")
