@@ -38,6 +38,9 @@ BACKWARD_KV = {
 _PREFIX_SPLITS = 64
 # The bias gradient is accumulated with atomics, spread over this many copies of the table.
 _BIAS_COPIES = 32
+# Trees longer than this on average are mostly branches that do not see each other: their tiles are
+# tested and skipped. Shorter trees have nothing to skip, and the test costs the loop's pipelining.
+_SKIP_TOKENS = 1024
 
 
 def config_for(table: dict[int, dict[str, int]], q: torch.Tensor) -> dict[str, int]:
@@ -70,6 +73,15 @@ def _store_rows(ptr, rows, stride, mask, value, D: tl.constexpr, BLOCK_D: tl.con
         tl.store(at, value, mask=mask[:, None])
     else:
         tl.store(at, value, mask=mask[:, None] & (cols < D)[None, :])
+
+
+@triton.jit
+def _reaches(end_ptr, n, n_end, q_begin, SKIP: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether any key of a tile is seen by a query at or after q_begin; always so without SKIP."""
+    if not SKIP:
+        return True
+    cols = n + tl.arange(0, BLOCK_N)
+    return tl.max(tl.load(end_ptr + cols, mask=cols < n_end, other=0), 0) > q_begin
 
 
 @triton.jit
@@ -147,7 +159,7 @@ def forward_kernel(
     stride_qh, stride_qt, stride_kh, stride_kt, stride_vh, stride_vt, stride_oh, stride_ot,
     q_total, prefix, radius, scale2,
     GROUP: tl.constexpr, TREE: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    SKIP: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """K1. One program: one tile of queries of one tree, one head."""
@@ -179,11 +191,12 @@ def forward_kernel(
     if TREE:  # preorder: no key after the last query
         k_end = tl.minimum(k_end, q_begin + BLOCK_M)
     for n in range(k_begin, k_end, BLOCK_N):
-        acc, top, total = _forward_step(
-            acc, top, total, q, rows, row_ok, k_ptr, v_ptr, n, k_end, stride_kt, stride_vt,
-            scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
-            TREE, HAS_BIAS, PRECISION, D, BLOCK_D, BLOCK_N,
-        )  # fmt: skip
+        if _reaches(end_ptr, n, k_end, q_begin, SKIP, BLOCK_N):
+            acc, top, total = _forward_step(
+                acc, top, total, q, rows, row_ok, k_ptr, v_ptr, n, k_end, stride_kt, stride_vt,
+                scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
+                TREE, HAS_BIAS, PRECISION, D, BLOCK_D, BLOCK_N,
+            )  # fmt: skip
     # A query that sees nothing gets output 0, and lse = +inf so that exp(s - lse) = 0 later.
     empty = total == 0.0
     out = acc / tl.where(empty, 1.0, total)[:, None]
@@ -232,8 +245,9 @@ def backward_q_kernel(
     stride_gh, stride_gt, stride_dh, stride_dt,
     q_total, prefix, radius, scale, scale2,
     GROUP: tl.constexpr, TREE: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BIAS_GRAD: tl.constexpr, BIAS_COPIES: tl.constexpr, PRECISION: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BIAS_GRAD: tl.constexpr, BIAS_COPIES: tl.constexpr, SKIP: tl.constexpr,
+    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """K2 and K3. delta, dQ and dbias of one tile of queries, one head."""
     tile = tl.program_id(0)
@@ -271,11 +285,12 @@ def backward_q_kernel(
     if TREE:
         k_end = tl.minimum(k_end, q_begin + BLOCK_M)
     for n in range(k_begin, k_end, BLOCK_N):
-        dq = _dq_step(
-            dq, q, do, lse2, delta, rows, row_ok, k_ptr, v_ptr, n, k_end, stride_kt, stride_vt,
-            scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, dbias_ptr, radius,
-            TREE, HAS_BIAS, BIAS_GRAD, PRECISION, D, BLOCK_D, BLOCK_N,
-        )  # fmt: skip
+        if _reaches(end_ptr, n, k_end, q_begin, SKIP, BLOCK_N):
+            dq = _dq_step(
+                dq, q, do, lse2, delta, rows, row_ok, k_ptr, v_ptr, n, k_end, stride_kt,
+                stride_vt, scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, dbias_ptr, radius,
+                TREE, HAS_BIAS, BIAS_GRAD, PRECISION, D, BLOCK_D, BLOCK_N,
+            )  # fmt: skip
     dq_ptr += head * stride_dh
     _store_rows(dq_ptr, rows, stride_dt, row_ok, dq * scale, D, BLOCK_D)
 
@@ -354,6 +369,8 @@ def backward_kv_kernel(
             m_begin = n_begin
     cols = n_begin + tl.arange(0, BLOCK_N)
     col_ok = cols < n_end
+    if TREE and not PREFIX:  # no query after the last descendant: short loops among branches
+        m_end = tl.max(tl.load(end_ptr + cols, mask=col_ok, other=0), 0)
     k = _load_rows(k_ptr + kv_head * stride_kh, cols, stride_kt, col_ok, D, BLOCK_D)
     v = _load_rows(v_ptr + kv_head * stride_vh, cols, stride_vt, col_ok, D, BLOCK_D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -402,6 +419,10 @@ def _interpretable(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tensors
 
 
+def _skips(plan: AttentionPlan) -> bool:
+    return plan.end is not None and plan.q_total > _SKIP_TOKENS * max(1, plan.trees)
+
+
 def _radius(bias: torch.Tensor | None) -> int:
     return 0 if bias is None else (bias.shape[1] - 1) // 2
 
@@ -429,7 +450,8 @@ def attention_forward(
         q, k, v, out, lse, tiles, *arrays,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         out.stride(0), out.stride(1), q_total, plan.prefix, _radius(bias), scale * _LOG2E,
-        HAS_PREFIX=plan.prefix > 0, BLOCK_M=block_m, BLOCK_N=block_n, **constants, **cfg,
+        HAS_PREFIX=plan.prefix > 0, SKIP=_skips(plan), BLOCK_M=block_m, BLOCK_N=block_n,
+        **constants, **cfg,
     )  # fmt: skip
     return out.to(dtype), lse
 
@@ -473,7 +495,7 @@ def attention_backward(
         out.stride(0), out.stride(1), grad.stride(0), grad.stride(1), dq.stride(0), dq.stride(1),
         q_total, plan.prefix, radius, scale, scale * _LOG2E,
         HAS_PREFIX=plan.prefix > 0, BIAS_GRAD=need_bias_grad, BIAS_COPIES=copies,
-        BLOCK_M=block_m, BLOCK_N=block_n, **constants, **cfg,
+        SKIP=_skips(plan), BLOCK_M=block_m, BLOCK_N=block_n, **constants, **cfg,
     )  # fmt: skip
 
     cfg = dict(config_kv or config_for(BACKWARD_KV, q))

@@ -81,6 +81,18 @@ def test_forest_kernels(name, interpreter, make_forest, relative_error):
     _compare(*_case(make_forest, name), torch.float32, "triton", 5e-6, relative_error)
 
 
+@pytest.mark.parametrize("name", ["bushy", "ragged, prefix, bias", "long trunk, then branches"])
+def test_forest_kernels_that_skip_branches(
+    name, interpreter, make_forest, relative_error, monkeypatch
+):
+    from sacglam.kernels import forest_attention_triton as kernels
+
+    monkeypatch.setattr(kernels, "_SKIP_TOKENS", 1)
+    small = dict(block_m=16, block_n=16, num_warps=1, num_stages=1)
+    monkeypatch.setattr(kernels, "config_for", lambda table, q: dict(small))
+    _compare(*_case(make_forest, name), torch.float32, "triton", 5e-6, relative_error)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_forest_kernels_in_16_bits(dtype, interpreter, make_forest, relative_error):
     case = _case(make_forest, "ragged, prefix, bias")
