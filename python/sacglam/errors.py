@@ -20,6 +20,10 @@ class EnvironmentProtocolError(SacglamError, ValueError):
     """An environment broke a rule of the text-environment protocol."""
 
 
+class EnvironmentWorkerError(SacglamError, RuntimeError):
+    """A process that runs environments died, hung, or met an error in one."""
+
+
 class UnknownModelError(SacglamError, ValueError):
     """A model id or folder could not be found or loaded."""
 

@@ -87,8 +87,10 @@ def demo(arguments: argparse.Namespace) -> int:
 def doctor(_: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from ..envs import list_envs
     from ..report import doctor as report
 
     found = report.collect()
+    found["environments"] = list_envs()
     Console().print(report.render(found))
-    return 0
+    return 1 if found["problems"] else 0

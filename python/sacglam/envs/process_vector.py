@@ -18,7 +18,7 @@ from sacglam.envs.protocol import Transition
 from sacglam.envs.registry import portable_id
 from sacglam.envs.vector import Ledger
 from sacglam.envs.worker import receive, send
-from sacglam.errors import ConfigError, SacglamError
+from sacglam.errors import ConfigError, EnvironmentWorkerError, SacglamError
 
 __all__ = ["EnvironmentWorkerError", "ProcessVectorEnv"]
 
@@ -29,10 +29,6 @@ Made = str | Callable[..., Any]
 _KEPT_LINES = 20
 #: Time that a worker gets to close its environments before it is killed.
 _CLOSE_S = 5.0
-
-
-class EnvironmentWorkerError(SacglamError, RuntimeError):
-    """A process that runs environments died, hung, or met an error in one."""
 
 
 class ProcessVectorEnv:

@@ -55,8 +55,8 @@ class TextCodec:
                 self._warned_unknown = True
                 warnings.warn(
                     f"the tokenizer does not know a part of {text!r}: it becomes the unknown "
-                    "token. For the built-in tiny models, add the missing words to the environment's "
-                    "`vocabulary` attribute (a list of texts).",
+                    "token. For the built-in tiny models, add the missing words to the "
+                    "environment's `vocabulary` attribute (a list of texts).",
                     TokenisationWarning,
                     stacklevel=2,
                 )
