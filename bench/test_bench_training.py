@@ -1,0 +1,204 @@
+"""Training at the demo's size on one CPU thread: a whole gradient update and a step of acting.
+
+The rival is the same learner, losses, optimiser and target over a forward pass that repeats the
+prompt for every candidate and lets the stock model run over the padded rows: only the passes
+differ. Policy, Q and gradients must agree before anything is timed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from sacglam import Policy, Trainer, make_env
+from sacglam.models.loading import load_language_model
+from sacglam.models.scoring import Scores
+from sacglam.training.collector import Episode, choose_actions
+from sacglam.training.demo import demo_config
+from sacglam.training.learner import Learner
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """B prompts x up to A candidates as N padded rows, one a candidate."""
+
+    ids: Tensor  # [N, L], the prompt (and for causal models its candidate)
+    mask: Tensor  # [N, L]
+    tokens: Tensor  # [N, l], the candidate
+    used: Tensor  # [N, l]
+    before: Tensor  # [N], place in L of the last token before the candidate
+    present: Tensor  # bool [B, A]
+
+
+class RepeatedPolicy:
+    """What the learner needs of a policy, computed by a stock model over repeated prompts."""
+
+    def __init__(self, policy: Policy, folder: str) -> None:
+        self.model, _ = load_language_model(folder)
+        self.model.load_state_dict(policy.model.state_dict())
+        self.heads = copy.deepcopy(policy.heads)
+        self.codec, self.options = policy.codec, policy.options
+        self.device, self.dtype = policy.device, policy.dtype
+        self._ours = policy
+        self._tokens: dict[int, list[list[int]]] = {}
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        named = {f"model.{n}": p for n, p in self.model.named_parameters()}
+        return named | {f"heads.{n}": p for n, p in self.heads.named_parameters()}
+
+    def candidate_set(self, actions: Sequence[str]) -> int:
+        """The same ids as our policy gives."""
+        found = self._ours.candidate_set(actions)
+        self._tokens[found] = [self.codec.action(a).tolist() for a in actions]
+        return found
+
+    def pack(self, prompts, offsets, sets, *, leaves=True, rows=None) -> Repeated:
+        where = range(len(sets)) if rows is None else rows.tolist()
+        texts = [prompts[offsets[b] : offsets[b + 1]].tolist() for b in where]
+        each = [self._tokens[int(sets[b])] for b in where]
+        pairs = [(p, c) for p, cs in zip(texts, each, strict=True) for c in cs]
+        encoder = self.model.config.is_encoder_decoder
+        ids, mask = _pad([p if encoder else p + c for p, c in pairs])
+        tokens, used = _pad([c for _, c in pairs])
+        most = max(map(len, each))
+        return Repeated(
+            ids, mask, tokens, used,
+            torch.tensor([len(p) - 1 for p, _ in pairs]),
+            torch.arange(most) < torch.tensor([len(cs) for cs in each])[:, None],
+        )  # fmt: skip
+
+    def forward(self, batch: Repeated, *, with_q: bool = True) -> Scores:
+        n, length = batch.tokens.shape
+        row = torch.arange(n)
+        last = batch.used.sum(-1)
+        if self.model.config.is_encoder_decoder:
+            start = torch.full((n, 1), self.model.config.decoder_start_token_id)
+            out = self.model(
+                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False,
+                decoder_input_ids=torch.cat([start, batch.tokens], 1), output_hidden_states=True,
+            )  # fmt: skip
+            logits, leaf = out.logits[:, :-1], out.decoder_hidden_states[-1][row, last]
+        else:
+            hidden = self.model.model(
+                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+            ).last_hidden_state
+            where = batch.before[:, None] + torch.arange(length)
+            rows = hidden[row[:, None], where.clamp(max=hidden.shape[1] - 1)]
+            logits, leaf = self.model.lm_head(rows), hidden[row, batch.before + last]
+        found = logits.log_softmax(-1).gather(-1, batch.tokens[..., None]).squeeze(-1)
+        score = _table((found * batch.used).sum(-1), batch.present)
+        log_pi = score.masked_fill(~batch.present, -torch.inf).log_softmax(-1)
+        q = None
+        if with_q:
+            q = torch.stack([_table(values, batch.present) for values in self.heads(leaf)])
+        return Scores(
+            score, log_pi.masked_fill(~batch.present, 0.0), log_pi.exp(), q, batch.present
+        )
+
+    choose = Policy.choose  # the same sampling from `forward`
+
+
+def _pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(length) < lengths[:, None]).long()
+
+
+def _table(values: Tensor, present: Tensor) -> Tensor:
+    """[N] -> [B, A], 0 where there is no candidate."""
+    return values.new_zeros(present.shape).masked_scatter(present, values)
+
+
+@dataclass(frozen=True)
+class Setup:
+    trainer: Trainer
+    rival: RepeatedPolicy
+
+    @property
+    def case(self) -> str:
+        config = self.trainer.config
+        return f"{config.model.id} on {config.env.id}"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["tiny-llama", "tiny-t5"])
+def prepared(request, tmp_path, quick) -> Setup:
+    """The demo's trainer with some episodes in its replay buffer, and the rival's policy."""
+    config = demo_config(tmp_path / "run", 0).with_overrides(
+        {"model.id": request.param, "device": "cpu"} | ({"optim.batch_size": 16} if quick else {})
+    )
+    trainer = Trainer(config)
+    trainer.collector.start()
+    for _ in range(20 if quick else 60):
+        trainer.collector.step()
+    rival = RepeatedPolicy(trainer.policy, str(tmp_path / "run" / "model"))
+    for actions in trainer.texts.known_sets():
+        rival.candidate_set(actions)
+    return Setup(trainer, rival)
+
+
+def _gradients(policy: Any, scores: Scores) -> dict[str, Tensor]:
+    """Of something that reaches every log-probability and every Q."""
+    loss = scores.log_prob.mean() + scores.log_pi.square().mean() + scores.q.sin().mean()
+    named = policy.trainable_parameters()
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def _agree(setup: Setup) -> None:
+    batch = setup.trainer.buffer.sample(16)
+    sets = setup.trainer.texts.policy_sets(batch.candidates)
+    found = []
+    for policy in (setup.trainer.policy, setup.rival):
+        scores = policy.forward(policy.pack(batch.prompt_ids, batch.prompt_offsets, sets))
+        found.append({"log_prob": scores.log_prob, "log_pi": scores.log_pi, "q": scores.q}
+                     | _gradients(policy, scores))  # fmt: skip
+    for name, value in found[0].items():
+        scale = float(value.detach().abs().max())
+        torch.testing.assert_close(
+            found[1][name], value, rtol=1e-3, atol=1e-4 * max(scale, 1e-6),
+            msg=lambda text, name=name: f"the rival's {name} disagrees: {text}",
+        )  # fmt: skip
+
+
+def test_update(compare, peak_bytes, prepared):
+    _agree(prepared)
+    trainer = prepared.trainer
+    rival = Learner(prepared.rival, trainer.buffer, trainer.texts, trainer.config)  # type: ignore[arg-type]
+    methods = {"sacglam": trainer.learner.update, "prompt repeated": rival.update}
+    peaks = {name: peak_bytes(run) for name, run in methods.items()}
+    size = trainer.config.optim.batch_size
+    compare(f"update of {size}, {prepared.case}", methods, peak_bytes=peaks)
+
+
+def test_acting(compare, prepared):
+    config = prepared.trainer.config
+    episodes = []
+    for k in range(config.env.num_envs):
+        episode = Episode(k, k)
+        episode.begin(*make_env(config.env.id).reset(seed=k))
+        episodes.append(episode)
+
+    def act(policy: Any) -> list[int]:
+        return choose_actions(policy, episodes, greedy=True)
+
+    assert act(prepared.trainer.policy) == act(prepared.rival)
+    compare(
+        f"acting in {len(episodes)} environments, {prepared.case}",
+        {
+            "sacglam": lambda: act(prepared.trainer.policy),
+            "prompt repeated": lambda: act(prepared.rival),
+        },
+    )
