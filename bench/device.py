@@ -223,6 +223,7 @@ def main() -> int:
         return 2
     import device_checks as checks
     import device_kernels as kernels
+    import device_model_checks as model_checks
     import device_models as models
     from device_workloads import QWEN, T5, Ceilings
 
@@ -234,6 +235,9 @@ def main() -> int:
     sections: dict[str, Callable[[], None]] = {
         "ceilings": lambda: measure_ceilings(ceilings, session),
         "check": lambda: run_checks(checks.tasks(), options.workers, session),
+        "extension": build_extension,
+        "check Qwen model": lambda: model_checks.check_qwen(session.check),
+        "check T5 model": lambda: model_checks.check_t5(session.check),
         "head Qwen 256": lambda: kernels.time_head(QWEN, 256, ceilings, record),
         "head Qwen 32": lambda: kernels.time_head(QWEN, 32, ceilings, record),
         "head T5 256": lambda: kernels.time_head(T5, 256, ceilings, record),
@@ -245,7 +249,10 @@ def main() -> int:
                 kernels.time_forest, QWEN, n, ceilings, record, prefix=prefix, flex=prefix == 0
             )
         sections[f"attention T5 {n}"] = partial(kernels.time_t5, T5, n, ceilings, record)
-    sections["extension"] = build_extension
+    sections["attention long tries"] = partial(
+        kernels.time_forest, QWEN, 4, ceilings, record, prefix=0, flex=True, candidates=400,
+        length=60,
+    )  # fmt: skip
     for n in (256, 32):
         sections[f"model Qwen {n}"] = partial(models.time_qwen, n, ceilings, record)
         sections[f"model T5 {n}"] = partial(models.time_t5, n, ceilings, record)

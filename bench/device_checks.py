@@ -77,6 +77,7 @@ ATTENTION: dict[str, tuple[Callable[[], AttentionPlan], int, int, int, bool]] = 
     "forest prefix 100, 14/2 heads": (lambda: random_forest(RAGGED, 100, 2), 14, 2, 64, False),
     "forest bias, 12 heads": (lambda: random_forest(TRIES, 0, 3), 12, 12, 64, True),
     "forest prefix 33, bias": (lambda: random_forest(RAGGED, 33, 4), 4, 4, 64, True),
+    "long tries, tiles skipped": (lambda: random_forest([2500, 900], 0, 10), 4, 2, 64, False),
     "one chain of 700": (lambda: random_forest([700], 0, 5), 2, 1, 64, False),
     "head dimension 128": (lambda: random_forest(RAGGED, 17, 6), 8, 4, 128, False),
     "head dimension 80": (lambda: random_forest(RAGGED, 0, 7), 4, 4, 80, True),

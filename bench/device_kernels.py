@@ -84,10 +84,12 @@ def flex_attention_of(pack: Pack, model: Model) -> Callable[..., torch.Tensor]:
 
 
 def time_forest(
-    model: Model, prompts: int, ceilings: Ceilings, record: Record, *, prefix: int, flex: bool
-) -> None:
+    model: Model, prompts: int, ceilings: Ceilings, record: Record, *,
+    prefix: int, flex: bool, candidates: int = 12, length: int = 5,
+) -> None:  # fmt: skip
     """One layer's self-attention of a causal model: packed kernels and what they replace."""
-    pack = workloads.pack(prompts, prefix=prefix)
+    pack = workloads.pack(prompts, candidates=candidates, length=length, prefix=prefix)
+    long_tries = candidates * length > 1000  # one dense mask a tree would be gigabytes
     plan = plan_forest(pack.end, pack.tree_start, prefix=prefix, pos=pack.pos)
     q = heads_tensor(model.heads, pack.tokens, model.head_dim)
     k, v = (heads_tensor(model.kv_heads, pack.tokens, model.head_dim) for _ in range(2))
@@ -95,8 +97,9 @@ def time_forest(
     ours = lambda: attention(q, k, v, plan, backend="triton")  # noqa: E731
     calls["sacglam"] = forward_and_training(ours, [q, k, v])
     padded = lambda: attention(q, k, v, plan, backend="torch")  # noqa: E731
-    calls["trie in padded rows, stock SDPA"] = forward_and_training(padded, [q, k, v])
-    if not prefix:
+    if not long_tries:
+        calls["trie in padded rows, stock SDPA"] = forward_and_training(padded, [q, k, v])
+    if not prefix and not long_tries:
         # The same rows as a model in padded layout holds them: no gather, no scatter.
         rows = pack.tokens // prompts
         width = -(-rows // 8) * 8  # the masked kernel wants aligned rows
@@ -112,9 +115,8 @@ def time_forest(
         calls["padded layout, heads repeated, no gathers"] = forward_and_training(
             ready, [pq, pk, pv]
         )
-    candidates, length = 12, 154
     nq, nk, nv = (
-        batch_heads(prompts * candidates, h, length, model.head_dim)
+        batch_heads(prompts * candidates, h, 150 + length - 1, model.head_dim)
         for h in (model.heads, model.kv_heads, model.kv_heads)
     )
     naive = lambda: F.scaled_dot_product_attention(  # noqa: E731
@@ -131,6 +133,8 @@ def time_forest(
         return flex_methods()[which]
 
     case = f"{model.name}, {prompts} prompts" + (f", {prefix} shared" if prefix else "")
+    if (candidates, length) != (12, 5):
+        case += f", {candidates} candidates of {length}"
     for which, name in enumerate(("forward", "forward+backward")):
         floor = workloads.attention_floor(
             model, pack.pairs, pack.tokens, pack.tokens, ceilings, train=bool(which)

@@ -117,6 +117,7 @@ def passes(
 
 def graphed(forward: Method) -> Method:
     """The forward pass as one CUDA graph: what acting costs where launches dominate."""
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -191,7 +192,7 @@ def time_qwen(prompts: int, ceilings: Ceilings, record: Record, *, prefix: int =
     )
     if not prefix:
         calls["naive, prompt repeated"] = passes(naive, prompts, min(prompts, 16), parameters)
-    forwards: dict[str, Method | Callable[[], Method]] = {m: c[0] for m, c in calls.items()}
+    forwards: dict[str, Any] = {m: c[0] for m, c in calls.items()}
     forwards["sacglam, CUDA graph"] = Prepare(lambda: graphed(calls["sacglam"][0]))
     trains: dict[str, Any] = {m: c[1] for m, c in calls.items()}
     case = f"{spec.name}, {prompts} prompts" + (f", {prefix} shared" if prefix else "")
