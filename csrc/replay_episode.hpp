@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <vector>
 
 #include "replay_tables.hpp"
@@ -33,11 +34,17 @@ struct Row {
   std::uint64_t episode;
 };
 
+// Readers pick pairs of fields out of these two by word: see StoredSteps.
+static_assert(offsetof(Row, observation) == 0 && offsetof(Row, candidates) == 4 &&
+              offsetof(Row, action) == 8);
+
 struct Event {  // `goal` was achieved by transition `step` of `episode`
   std::int32_t goal;
   std::int32_t step;
   std::uint64_t episode;
 };
+
+static_assert(offsetof(Event, goal) == 0 && offsetof(Event, step) == 4);
 
 struct Episode {
   std::uint64_t row_begin;

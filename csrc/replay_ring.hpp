@@ -22,7 +22,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -162,18 +164,13 @@ class Ring {
   // Whatever is at this position; may be torn or newer, until still_live() or an enclosing
   // check says otherwise. The position must have been published at some time.
   T peek(std::uint64_t position) const {
-    const Block* block = Sync::load_acquire(block_);
-    const Word* place = &block->words[(position & block->mask) * kWords];
-    std::uint64_t words[kWords];
-    for (std::size_t i = 0; i < kWords; ++i) words[i] = Sync::load_relaxed(place[i]);
-    T value;
-    std::memcpy(&value, words, sizeof value);
-    return value;
+    return load(place_of(position), std::make_index_sequence<kWords>());
   }
-  void prefetch(std::uint64_t position) const {
-    const Block* block = Sync::load_acquire(block_);
-    __builtin_prefetch(&block->words[(position & block->mask) * kWords]);
+  // One of its words alone, of two 32-bit fields (the first one first).
+  std::array<std::int32_t, 2> peek_pair(std::uint64_t position, std::size_t word) const {
+    return std::bit_cast<std::array<std::int32_t, 2>>(Sync::load_relaxed(place_of(position)[word]));
   }
+  void prefetch(std::uint64_t position) const { __builtin_prefetch(place_of(position)); }
   bool still_live(std::uint64_t position) const {
     Sync::fence_acquire();                         // R3
     return position >= Sync::load_relaxed(head_);  // R4
@@ -190,6 +187,16 @@ class Ring {
     std::uint64_t mask;  // places - 1, a power of two less one
     std::unique_ptr<Word[]> words;
   };
+
+  const Word* place_of(std::uint64_t position) const {
+    const Block* block = Sync::load_acquire(block_);
+    return &block->words[(position & block->mask) * kWords];
+  }
+  // Word by word into registers: a loop through memory costs more than the reads.
+  template <std::size_t... I>
+  static T load(const Word* place, std::index_sequence<I...>) {
+    return std::bit_cast<T>(std::array<std::uint64_t, kWords>{Sync::load_relaxed(place[I])...});
+  }
 
   void set_block(std::shared_ptr<Block> block) {
     // Release: a reader of the new block finds in it what was copied. The old block keeps what

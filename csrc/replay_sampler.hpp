@@ -59,15 +59,18 @@ class StoredSteps {
  public:
   StoredSteps(const Store& store, const Episode& e) : rows_(store.rows()), e_(e) {}
   std::int32_t observation(std::int32_t i) const {
-    return i < e_.length ? row(i).observation : e_.last_observation;
+    return i < e_.length ? word(i, 0)[0] : e_.last_observation;
   }
   std::int32_t candidates(std::int32_t i) const {
-    return i < e_.length ? row(i).candidates : e_.last_candidates;
+    return i < e_.length ? word(i, 0)[1] : e_.last_candidates;
   }
-  std::int32_t action(std::int32_t i) const { return row(i).action; }
+  std::int32_t action(std::int32_t i) const { return word(i, 1)[0]; }
   Row row(std::int32_t i) const { return rows_.peek(e_.row_begin + static_cast<std::uint64_t>(i)); }
 
  private:
+  std::array<std::int32_t, 2> word(std::int32_t i, std::size_t which) const {
+    return rows_.peek_pair(e_.row_begin + static_cast<std::uint64_t>(i), which);
+  }
   const Ring<Row>& rows_;
   const Episode& e_;
 };
@@ -124,8 +127,9 @@ class Sampler {
   struct Attempt {
     CounterRng rng{0, 0, 0};
     bool relabel = false;
-    bool ready = false;   // `draw` and `row` are sound as far as they go
-    std::uint64_t trail;  // the scouts' alone
+    bool ready = false;         // `draw` and `row` are sound as far as they go
+    CounterRng ahead{0, 0, 0};  // the scouts' alone, as is
+    std::uint64_t trail;        // where they are
     Draw draw;
     PlannedRow row;
   };
@@ -139,7 +143,8 @@ class Sampler {
   // The scouts walk the chain that draw() will walk, on a copy of its generator, and ask for the
   // next piece of memory. They decide nothing: what they read may be torn or gone.
   void scout(Attempt& a) const {
-    CounterRng rng = a.rng;
+    a.ahead = a.rng;
+    CounterRng& rng = a.ahead;
     switch (chain_of(a)) {
       case Chain::kRows:
         a.trail = draw_position(rng, store_.rows()).value_or(0);
@@ -172,10 +177,25 @@ class Sampler {
     }
   }
   void scout_third(Attempt& a) const {
-    if (chain_of(a) != Chain::kHerRows) return;
-    const Episode e = store_.episodes().peek(store_.her_rows().peek(a.trail));
+    Episode e;
+    std::uint64_t step;
+    switch (chain_of(a)) {
+      case Chain::kRows:
+        return;  // the first one asked for the row itself
+      case Chain::kHerRows:
+        e = store_.episodes().peek(store_.her_rows().peek(a.trail));
+        step = a.trail - e.her_begin;
+        break;
+      case Chain::kGoals: {
+        const Event event = store_.events().peek(a.trail);
+        e = store_.episodes().peek(event.episode);
+        step = a.ahead.below(choices(event, e));
+        break;
+      }
+    }
     store_.events().prefetch(e.event_begin + e.events / 2);
-    store_.rows().prefetch(e.row_begin + (a.trail - e.her_begin));
+    store_.rows().prefetch(e.row_begin + step);
+    store_.rows().prefetch(e.row_begin + step + static_cast<std::uint64_t>(settings_.n_step));
   }
 
   // First half of a row: everything but its prompts.
@@ -253,10 +273,14 @@ class Sampler {
     if (!store_.events().read(position, event)) return std::nullopt;
     Episode e;
     if (!store_.episodes().read(event.episode, e)) return std::nullopt;
-    const std::int32_t choices =
-        settings_.strategy == Strategy::kFuture ? event.step + 1 : e.length;
-    const auto step = static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(choices)));
+    const auto step = static_cast<std::int32_t>(rng.below(choices(event, e)));
     return Draw{event.episode, e, step, index->goal, true};
+  }
+
+  // Among how many steps of `e` the one before `event` is drawn.
+  std::uint64_t choices(const Event& event, const Episode& e) const {
+    const bool future = settings_.strategy == Strategy::kFuture;
+    return static_cast<std::uint64_t>(future ? event.step + 1 : e.length);
   }
 
   std::optional<Draw> draw_by_event(CounterRng& rng) const {
@@ -287,7 +311,7 @@ class Sampler {
     std::uint64_t high = e.event_begin + e.events;
     while (low < high) {
       const std::uint64_t middle = low + (high - low) / 2;
-      if (store_.events().peek(middle).step < step) {
+      if (store_.events().peek_pair(middle, 0)[1] < step) {
         low = middle + 1;
       } else {
         high = middle;
@@ -312,11 +336,11 @@ class Sampler {
       // Under another goal the recorded rewards and termination say nothing: only a hit ends.
       const std::uint64_t end = e.event_begin + e.events;
       for (std::uint64_t p = first_event_from(e, t); p < end; ++p) {
-        const Event event = store_.events().peek(p);
-        if (event.step < t) return false;
-        if (event.step >= t + m) break;
-        if (event.goal == goal) {
-          m = event.step - t + 1;
+        const auto [event_goal, event_step] = store_.events().peek_pair(p, 0);
+        if (event_step < t) return false;
+        if (event_step >= t + m) break;
+        if (event_goal == goal) {
+          m = event_step - t + 1;
           terminal = true;
           break;
         }
