@@ -24,7 +24,10 @@ SETTINGS: dict[str, Any] = {
     "model.id": "tiny-llama",
     "prompt.instruction": "",
     "sac.gamma": 0.8,
-    "total_steps": 16_000,
+    "sac.target_policy": True,
+    "total_steps": 28_000,
+    "steps_per_update": 6.0,
+    "log_interval": 1000,
 }
 
 
