@@ -1,0 +1,111 @@
+"""The command line from end to end: train, eval, play, plot, and how errors end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import sacglam
+from sacglam.cli.main import main
+
+QUICK = (
+    "--env.num-envs 4 --model.hidden-size 32 --optim.batch-size 8 --total-steps 300 "
+    "--learning-starts 100 --log-interval 100 --eval.episodes 12"
+).split()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--env", "playground/small", "--out", str(out), *QUICK]) == 0
+    return out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"sacglam {sacglam.__version__}\n"
+
+
+def test_the_run_folder(run: Path):
+    names = {p.name for p in run.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "eval.json", "curve.png", "checkpoints"} <= names
+    assert any((run / "tensorboard").iterdir())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["env_steps"] for line in lines] == [100, 200, 300]
+    wanted = {"env_steps", "updates", "wall_s", "success", "critic_loss", "actor_loss", "alpha",
+              "entropy", "q_mean", "env_steps_per_s", "updates_per_s"}  # fmt: skip
+    assert wanted <= set(lines[-1])
+    result = json.loads((run / "eval.json").read_text())
+    assert result["episodes"] == 12
+    assert set(result["success"]) == {"Grasp", "Grow plant"}
+    assert result["expert"]["success_mean"] == 1.0
+    assert {"baseline_random", "untrained", "wall_s", "success_mean"} <= set(result)
+    assert not list(run.rglob("*.pkl")) + list(run.rglob("*.pt")) + list(run.rglob("*.bin.tmp"))
+
+
+def test_eval_play_plot(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert main(["eval", str(run), "--episodes", "8"]) == 0
+    assert json.loads((run / "eval.json").read_text())["episodes"] == 8
+    assert main(["eval", str(run), "--episodes", "8", "--split", "test"]) == 0
+    assert (run / "eval-test.json").is_file()
+    capsys.readouterr()
+    assert main(["play", str(run), "--goal", "Grasp any water"]) == 0
+    shown = capsys.readouterr().out
+    assert "Grasp any water" in shown
+    assert "Inventory (0/2): empty" in shown
+    assert "%" in shown
+    assert main(["plot", str(run), "--out", str(tmp_path / "curve.pdf")]) == 0
+    assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--env", "playground/smal"], "playground/small"),
+        (["train", "--sac.gamma", "1.5"], "sac.gamma is 1.5"),
+        (["train", "--replay.her-strategy", "fture"], "future, final"),
+        (["train", "--optim.batch-size", "many"], "must be of type int"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--resume", "nowhere"], "no run to resume"),
+        (["eval", "nowhere"], "not a run"),
+        (["play", "nowhere"], "not a run"),
+        (["plot", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_end_with_one_line(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("sacglam: ")
+    assert "Traceback" not in error
+
+
+def test_a_run_is_not_overwritten_and_keeps_its_configuration(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = (run / "config.yaml").read_bytes()
+    assert main(["train", "--out", str(run), "--total-steps", "10"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--sac.alpha", "0.5"]) == 2
+    assert "sac.alpha cannot be changed" in capsys.readouterr().err
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_file_and_flags_mix_and_flags_win(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("sac: {alpha: 0.5, gamma: 0.7}\nseed: 3\n")
+    out = tmp_path / "run"
+    flags = ["--config", str(tmp_path / "mine.yaml"), "--sac.gamma", "0.6", "--out", str(out)]
+    assert main(["train", *flags, *QUICK]) == 0
+    config = sacglam.TrainConfig.load(out / "config.yaml")
+    assert (config.sac.alpha, config.sac.gamma, config.seed) == (0.5, 0.6, 3)
