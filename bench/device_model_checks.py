@@ -10,7 +10,7 @@ import device_checkout  # noqa: F401  first: it makes sacglam importable
 import device_workloads as workloads
 import torch
 from device_checks import relative
-from device_models import CANDIDATES, LENGTH, add_lora, register
+from device_models import CANDIDATES, LENGTH, add_lora, use_packed_attention
 from sacglam.kernels import candidate_softmax, linear_logprob, plan_forest, plan_segments
 from torch import nn
 
@@ -63,7 +63,6 @@ def check_qwen(report: Callable[..., None]) -> None:
     with torch.device(workloads.DEVICE):
         model: Any = Qwen2ForCausalLM(config).eval()
     parameters = add_lora(model, ("q_proj", "v_proj"))
-    register()
     prompts, repeated_prompts, candidates, branches = _texts()
     pack = workloads.pack(PROMPTS, prompt=PROMPT)
     plan = plan_forest(pack.end, pack.tree_start)
@@ -71,7 +70,7 @@ def check_qwen(report: Callable[..., None]) -> None:
     weight = model.lm_head.weight
 
     def packed() -> torch.Tensor:
-        model.set_attn_implementation("device_bench")
+        use_packed_attention(model)
         out = model.model(
             input_ids=ids, position_ids=pack.pos[None].long(), use_cache=False, plan=plan
         )
@@ -102,8 +101,7 @@ def check_t5(report: Callable[..., None]) -> None:
             models.append(T5ForConditionalGeneration(config).eval())
     stock, model = models
     make_trunk(model)
-    register()
-    model.set_attn_implementation("device_bench")
+    use_packed_attention(model, model.encoder, model.decoder)
     lora = []
     for each in models:
         torch.manual_seed(1)

@@ -71,10 +71,14 @@ def packed_attention(
     return out.transpose(0, 1)[None], None
 
 
-def register() -> None:
+def use_packed_attention(*models: Any) -> None:
+    """Each stack of an encoder-decoder model is named on its own: before transformers 5.23 or so,
+    setting the whole model leaves stacks with a copy of its configuration as they were."""
     from transformers import AttentionInterface
 
     AttentionInterface.register("device_bench", packed_attention)
+    for model in models:
+        model.set_attn_implementation("device_bench")
 
 
 def policy_loss(
@@ -153,7 +157,6 @@ def time_qwen(prompts: int, ceilings: Ceilings, record: Record, *, prefix: int =
         model = Qwen2ForCausalLM(config).bfloat16().eval()
     parameters = add_lora(model, ("q_proj", "v_proj"))
     weight = model.lm_head.weight
-    register()
     cache: dict[int, tuple[Any, ...]] = {}
 
     def batch(micro: int) -> tuple[Any, ...]:
@@ -168,7 +171,7 @@ def time_qwen(prompts: int, ceilings: Ceilings, record: Record, *, prefix: int =
     def packed(micro: int, backend: str = "triton") -> torch.Tensor:
         pack, plan, ids, pos, token = batch(micro)
         if model.config._attn_implementation != "device_bench":
-            model.set_attn_implementation("device_bench")
+            use_packed_attention(model)
         out = model.model(
             input_ids=ids, position_ids=pos, use_cache=False, plan=plan, backend=backend
         )
@@ -233,8 +236,7 @@ def time_t5(prompts: int, ceilings: Ceilings, record: Record) -> None:
     stock_parameters = add_lora(stock, ("q", "v"))
     make_trunk(model)  # packs T5's position biases
     parameters = add_lora(model, ("q", "v"))
-    register()
-    model.set_attn_implementation("device_bench")
+    use_packed_attention(model, model.encoder, model.decoder)
     weight = model.lm_head.weight
     cache: dict[int, tuple[Any, ...]] = {}
 
