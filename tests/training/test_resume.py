@@ -119,3 +119,20 @@ def test_a_trained_policy_loads_and_scores_alike(quick_config: Any):
     assert mine.log_pi.tolist() == theirs.log_pi.tolist()
     assert mine.q.tolist() == theirs.q.tolist()
     assert loaded.act([prompt], [actions], greedy=True)[0] == actions[mine.log_pi.argmax()]
+
+
+def test_a_users_environment_by_class_object_or_function(quick_config: Any):
+    from sacglam.envs.playground import PRESETS, PlaygroundText
+
+    class Mine(PlaygroundText):
+        def __init__(self) -> None:
+            super().__init__(**PRESETS["playground/small"])
+
+    results = [
+        Trainer(quick_config(f"env{k}", total_steps=200), env=env).train()
+        for k, env in enumerate((Mine, Mine(), lambda: Mine()))
+    ]
+    assert all(_metrics(r.out) == _metrics(results[0].out) for r in results)
+    config = (results[0].out / "config.yaml").read_text()
+    assert "Mine" in config
+    assert "playground/small" not in config

@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     from . import commands
 
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: --env my_module:MyEnv is found here
+
     try:
         return int(getattr(commands, arguments.run)(arguments) or 0)
     except SacglamError as error:

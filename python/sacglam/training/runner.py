@@ -74,7 +74,9 @@ def run_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> int:
         return 130
     assert result.evaluation is not None
     print(result_table({result.out.name: result.evaluation}))
-    print(f"\nresults in {result.out}: eval.json, curve.png, metrics.jsonl, checkpoints/")
+    names = ["eval.json", "curve.png", "metrics.jsonl", "checkpoints"]
+    found = ", ".join(name for name in names if (result.out / name).exists())
+    print(f"\nresults in {result.out}: {found}")
     print(f"watch it:  sacglam play {result.out}")
     return 0
 

@@ -34,7 +34,7 @@ def env_factory(config: TrainConfig, env: Any = None) -> EnvFactory:
     """
     if env is None:
         return lambda: make_env(config.env.id, **config.env.kwargs)
-    if not hasattr(env, "reset"):
+    if isinstance(env, type) or not hasattr(env, "reset"):
         if not callable(env):
             raise ConfigError(
                 f"env is {env!r}; give an environment, or a function without arguments making one"
@@ -82,6 +82,12 @@ def attribute(env: Any, name: str, default: Any = None) -> Any:
 def reset_options(env: Any, split: str) -> dict[str, Any]:
     """Options for `reset`: the split, for environments that know one."""
     return {"split": split} if attribute(env, "train_goals") is not None else {}
+
+
+def name_of(env: Any) -> str:
+    """The id under which `sacglam eval` and `play` find a user's environment again, if they can."""
+    kind = env if isinstance(env, type) or not hasattr(env, "reset") else type(env)
+    return f"{kind.__module__}:{getattr(kind, '__qualname__', type(kind).__qualname__)}"
 
 
 def resolve(config: TrainConfig, env: Any) -> TrainConfig:
@@ -143,7 +149,8 @@ def make_policy(config: TrainConfig, env: Any, model_folder: Path) -> Policy:
             device=config.device,
             trust_remote_code=config.model.trust_remote_code,
         )
-        return wrap_model(config, model, tokenizer, str(name))
+        # The whole model is saved with the policy; only adapters need to find their base again.
+        return wrap_model(config, model, tokenizer, str(name if config.lora.r else config.model.id))
 
 
 def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") -> Policy:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..config import TrainConfig
+from ..config import EnvConfig, TrainConfig
 from ..errors import CheckpointError, DivergedError, RunFolderError
 from ..models.policy import Policy, load_saved_policy
 from ..replay import ReplayBuffer
@@ -77,6 +77,8 @@ class Trainer:
         if not resume:
             refuse_used_folder(self.out)
         self.callbacks = list(callbacks)
+        if env is not None and config.env.id == EnvConfig().id:
+            config = config.with_overrides({"env.id": setup.name_of(env)})
         probe = setup.env_factory(config, env)()
         self.config = config = setup.resolve(config, probe)
         if config.threads:
