@@ -66,7 +66,7 @@ def packed_attention(
         plan = cross_plan
     bias = None
     if position_bias is not None and position_bias.numel():
-        bias = position_bias.flip(1)  # the trunk's table goes by key depth minus query depth
+        bias = position_bias
     out = attention(query[0], key[0], value[0], plan, bias=bias, scale=scaling, backend=backend)
     return out.transpose(0, 1)[None], None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sacglam.kernels import plan_forest, plan_segments
 
 WORDS = "a b c d e f g h i j k go to red blue green lion water grasp you see Goal on , . :".split()
 
@@ -85,29 +87,79 @@ def test_gradients_agree_with_naive_loop(make_policy: Any, make_model: Any, arch
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def _damage_mask(forest: Any) -> None:
-    forest.layout.trie_mask[:, :, :1] = False
+def _with_plan(forest: Any, **changes: Any) -> Any:
+    """The forest with another plan for its nodes; a plan keeps masks, so it is made anew."""
+    old = forest.plan
+    fields = {"end": old.end, "tree_start": old.q_start, "pos": old.q_pos, **changes}
+    return replace(forest, plan=plan_forest(**fields))
 
 
-def _damage_depth(forest: Any) -> None:
-    forest.pos[-1] += 1
+def _damage_mask(forest: Any) -> Any:
+    """A tree's first token is seen by itself alone."""
+    end, roots = forest.plan.end.clone(), forest.plan.q_start[:-1].long()
+    end[roots] = (roots + 1).int()
+    return _with_plan(forest, end=end)
 
 
-def _damage_edges(forest: Any) -> None:
-    forest.edge_token[0] = (forest.edge_token[0] + 1) % 8
+def _damage_branches(forest: Any) -> Any:
+    """Every earlier token of the tree is seen, other branches included."""
+    start = forest.plan.q_start
+    return _with_plan(forest, end=start[1:].repeat_interleave(start.diff().long()))
 
 
-@pytest.mark.parametrize("damage", [_damage_mask, _damage_depth, _damage_edges])
-def test_a_wrong_layout_is_noticed(make_policy: Any, damage: Any):
+def _damage_depth(forest: Any) -> Any:
+    pos = forest.pos.clone()
+    pos[-1] += 1
+    return replace(forest, pos=pos)
+
+
+def _damage_bias_depth(forest: Any) -> Any:
+    pos = forest.plan.q_pos.clone()
+    pos[-1] += 1
+    return _with_plan(forest, pos=pos)
+
+
+def _damage_edges(forest: Any) -> Any:
+    token = forest.edge_token.clone()
+    token[0] = (token[0] + 1) % 8
+    return replace(forest, edge_token=token)
+
+
+def _damage_prompt(forest: Any) -> Any:
+    """Each tree reads a prompt that ends one token early."""
+    start = forest.cross_plan.k_start.clone()
+    start[1:-1] -= 1
+    cross = plan_segments(forest.plan.q_start, len(forest.ids), start, len(forest.encoder_ids))
+    return replace(forest, cross_plan=cross)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "damage"),
+    [
+        ("llama", _damage_mask),
+        ("llama", _damage_branches),
+        ("llama", _damage_depth),
+        ("llama", _damage_edges),
+        ("t5", _damage_bias_depth),
+        ("t5", _damage_prompt),
+    ],
+)
+def test_a_wrong_layout_is_noticed(make_policy: Any, architecture: str, damage: Any):
     """Negative control: each part of the layout changes the scores, so agreement means something."""
-    policy = make_policy("llama")
+    policy = make_policy(architecture)
     prompts, candidates = _batch(3)
     forest = policy._pack_texts(prompts, candidates, leaves=True)
     with torch.no_grad():
         right = policy.forward(forest)
-        damage(forest)
-        wrong = policy.forward(forest)
+        wrong = policy.forward(damage(forest))
     assert right.q is not None
     assert wrong.q is not None
     change = (right.log_prob - wrong.log_prob).abs().max() + (right.q - wrong.q).abs().max()
     assert change > 1e-6
+
+
+def test_attention_outside_a_forest_is_refused(make_policy: Any):
+    """The model's attention was replaced: a plain call must not run with some other mask."""
+    policy = make_policy("llama")
+    with pytest.raises(TypeError, match="Policy.forward"):
+        policy.model(input_ids=torch.tensor([[1, 2]]))

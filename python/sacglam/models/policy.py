@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ..text import PromptTemplate, TextCodec
 from .forest import Forest, forest_from_packed
 from .heads import QHeads
 from .loading import load_language_model
-from .scoring import Scores, candidate_scores, edge_log_probs, policy_over, values_over
+from .scoring import Scores, candidate_policy, values_over
 from .trunk import make_trunk
 
 
@@ -175,41 +175,37 @@ class Policy:
         separate = self.options.critic_trunk == "adapter"
         with self._adapter("default"):
             hidden = self.trunk.hidden(forest)
-        rows = hidden[forest.head_rows]
-        if self.trunk.head_scale != 1.0:
-            rows = rows * self.trunk.head_scale
-        edges = edge_log_probs(
-            rows,
-            self.trunk.head_weight,
-            forest.edge_row,
-            forest.edge_token,
-            normalise=self.options.score == "logprob",
-        )
-        scores = candidate_scores(edges, forest, mean=self.options.reduce == "mean")
-        table, log_pi, pi = policy_over(scores, forest, self.options.temperature)
-        q = None
-        if with_q:
-            if separate:
-                with self._adapter("critic"):
-                    hidden = self.trunk.hidden(forest)
-            elif not self.options.critic_gradient:
-                hidden = hidden.detach()
-            assert forest.leaf is not None
-            q = values_over(self.heads(hidden[forest.leaf]), forest)
-        return Scores(table, log_pi, pi, q, forest.mask)
+        scores = self._policy_over(hidden, forest, normalise=self.options.score == "logprob")
+        if not with_q:
+            return scores
+        if separate:
+            with self._adapter("critic"):
+                hidden = self.trunk.hidden(forest)
+        elif not self.options.critic_gradient:
+            hidden = hidden.detach()
+        assert forest.leaf is not None
+        return replace(scores, q=values_over(self.heads(hidden[forest.leaf]), forest))
 
     def prior(self, forest: Forest) -> Scores:
         """The frozen base model's own distribution over the candidates (adapters off)."""
         if not self.is_lora:
             raise ConfigError("the LLM prior needs LoRA: with full training no base model remains")
         with torch.no_grad(), self.model.disable_adapter():
-            hidden = self.trunk.hidden(forest)[forest.head_rows] * self.trunk.head_scale
-            edges = edge_log_probs(
-                hidden, self.trunk.head_weight, forest.edge_row, forest.edge_token
-            )
-            scores = candidate_scores(edges, forest, mean=self.options.reduce == "mean")
-            table, log_pi, pi = policy_over(scores, forest, self.options.temperature)
-        return Scores(table, log_pi, pi, None, forest.mask)
+            return self._policy_over(self.trunk.hidden(forest), forest)
+
+    def _policy_over(self, hidden: Tensor, forest: Forest, *, normalise: bool = True) -> Scores:
+        """Hidden states [T, D] to scores without Q."""
+        rows = hidden[forest.head_rows]
+        if self.trunk.head_scale != 1.0:
+            rows = rows * self.trunk.head_scale
+        return candidate_policy(
+            rows,
+            self.trunk.head_weight,
+            forest,
+            tau=self.options.temperature,
+            normalise=normalise,
+            mean=self.options.reduce == "mean",
+        )
 
     @contextmanager
     def _adapter(self, name: str) -> Iterator[None]:

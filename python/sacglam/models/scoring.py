@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ..kernels import candidate_softmax, edge_logits, linear_logprob
 from .forest import Forest
 
 
@@ -38,34 +38,37 @@ class Scores:
         return -(self.pi * self.log_pi).sum(-1)
 
 
-def edge_log_probs(
-    hidden: Tensor, weight: Tensor, edge_row: Tensor, edge_token: Tensor, *, normalise: bool = True
-) -> Tensor:
-    """log P of each trie edge: hidden [R, D], weight [V, D], edges [E] -> [E].
+def candidate_policy(
+    hidden: Tensor,
+    weight: Tensor,
+    forest: Forest,
+    *,
+    tau: float,
+    normalise: bool = True,
+    mean: bool = False,
+) -> Scores:
+    """Scores and policy over the candidates, without Q.
 
-    normalise=False gives the raw logit (the form used by GLAM's and MAGELLAN's code).
+    Args:
+        hidden: float [R, D], states of the forest's head rows, scaled as the head wants them.
+        weight: float [V, D], the language-model head.
+        tau: temperature of the softmax over candidates.
+        normalise: False takes raw logits for log-probabilities (as in GLAM's and MAGELLAN's code).
+        mean: divide by the number of tokens.
     """
-    logits = hidden @ weight.t()
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    edges = logits[edge_row, edge_token]
-    return edges - logits.logsumexp(-1)[edge_row] if normalise else edges
-
-
-def candidate_scores(edges: Tensor, forest: Forest, *, mean: bool = False) -> Tensor:
-    """Sum (or mean) of edge log-probs along each candidate's path: [E] -> [C]."""
-    zeros = edges.new_zeros(forest.num_candidates)
-    total = zeros.index_add(0, forest.path_candidate, edges[forest.path_edges])
-    return total / forest.path_length.to(total.dtype) if mean else total
-
-
-def policy_over(scores: Tensor, forest: Forest, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [C] to (score, log_pi, pi), each [B, A] and 0 where there is no candidate."""
-    table = scores[forest.table]
-    log_pi = (table / tau).masked_fill(~forest.mask, -torch.inf).log_softmax(-1)
-    return (
-        table.masked_fill(~forest.mask, 0.0),
-        log_pi.masked_fill(~forest.mask, 0.0),
-        log_pi.exp(),
+    edge_scores = linear_logprob if normalise else edge_logits
+    edges = edge_scores(hidden, weight, forest.edge_row, forest.edge_token)
+    policy = candidate_softmax(
+        edges, forest.path_offsets, forest.path_edges, forest.candidate_offsets,
+        tau=tau, reduction="mean" if mean else "sum",
+    )  # fmt: skip
+    log_pi = policy.log_pi[forest.table]
+    return Scores(
+        log_prob=policy.scores[forest.table].masked_fill(~forest.mask, 0.0),
+        log_pi=log_pi.masked_fill(~forest.mask, 0.0),
+        pi=log_pi.exp().masked_fill(~forest.mask, 0.0),
+        q=None,
+        mask=forest.mask,
     )
 
 

@@ -38,7 +38,7 @@ class Trunk:
         self.config: Any = self.base.config
         _refuse_unsupported(self.config)
         attention.register()
-        self.base.set_attn_implementation(ATTENTION[attn])
+        _set_attention(self.base, ATTENTION[attn])
 
     @property
     def hidden_size(self) -> int:
@@ -71,14 +71,12 @@ class Trunk:
     def check_length(self, forest: Forest) -> None:
         """Raise PromptTooLongError if a position lies beyond the model's limit."""
         limit = self.max_length
-        if limit is not None:
-            longest = int(forest.pos.max()) + 1
-            if longest > limit:
-                raise PromptTooLongError(
-                    f"a prompt with its longest candidate has {longest} tokens, but this model accepts "
-                    f"{limit}: shorten the observation or the history (prompt.history), or choose a "
-                    "model with a longer context"
-                )
+        if limit is not None and forest.longest > limit:
+            raise PromptTooLongError(
+                f"a prompt with its longest candidate has {forest.longest} tokens, but this model "
+                f"accepts {limit}: shorten the observation or the history (prompt.history), or "
+                "choose a model with a longer context"
+            )
 
     def hidden(self, forest: Forest) -> Tensor:
         """Last hidden states of the forest's nodes, float [T, D]."""
@@ -93,7 +91,7 @@ class CausalTrunk(Trunk):
             input_ids=forest.ids[None],
             position_ids=forest.pos[None],
             use_cache=False,
-            layout=forest.layout,
+            plan=forest.plan,
         )
         return out.last_hidden_state[0]
 
@@ -121,14 +119,14 @@ class EncoderDecoderTrunk(Trunk):
     def hidden(self, forest: Forest) -> Tensor:
         assert forest.encoder_ids is not None
         encoded = self.base.encoder(
-            input_ids=forest.encoder_ids[None], encoder_rows=forest.encoder_rows
+            input_ids=forest.encoder_ids[None], plan=forest.encoder_plan
         ).last_hidden_state
         out = self.base.decoder(
             input_ids=forest.ids[None],
             encoder_hidden_states=encoded,
             use_cache=False,
-            layout=forest.layout,
-            encoder_rows=forest.encoder_rows,
+            plan=forest.plan,
+            cross_plan=forest.cross_plan,
         )
         return out.last_hidden_state[0]
 
@@ -138,6 +136,28 @@ def make_trunk(model: nn.Module, attn: str = "fast") -> Trunk:
     config: Any = model.config
     kind = EncoderDecoderTrunk if config.is_encoder_decoder else CausalTrunk
     return kind(model, attn)
+
+
+def _set_attention(model: Any, name: str) -> None:
+    """Let every stack compute attention by the registered function.
+
+    transformers below 5.18 skips submodels whose configuration has their parent's class, as T5's
+    stacks do, so that each is told by itself. Raises UnsupportedModelError where a model (T5 below
+    5.15) has its attention written out, and would ignore the forest.
+    """
+    stacks = [model]
+    if model.config.is_encoder_decoder:
+        stacks += [model.encoder, model.decoder]
+    for stack in stacks:
+        stack.set_attn_implementation(name)
+    if any(stack.config._attn_implementation != name for stack in stacks):
+        import transformers
+
+        raise UnsupportedModelError(
+            f"{model.config.model_type} models of transformers {transformers.__version__} cannot "
+            "take another attention function, which packed scoring needs: "
+            "pip install 'transformers>=5.15,<6'"
+        )
 
 
 def _refuse_unsupported(config: Any) -> None:
@@ -167,15 +187,16 @@ def _patch_t5(model: Any) -> None:
     """Replace T5's dense position biases, zeros or not, by what packed attention needs.
 
     Block 0 of each stack would build a bias [1, H, T, T] over the packed length; instead it returns
-    its table [H, 2R + 1] by distance, which saturates at R = relative_attention_max_distance. A
-    cross-attention would allocate zeros [1, H, T, T']; instead it returns an empty tensor.
+    its table [H, 2R + 1] by query depth minus key depth, which saturates at R =
+    relative_attention_max_distance. A cross-attention would allocate zeros [1, H, T, T']; instead
+    it returns an empty tensor.
     """
 
     def table(self: Any, *_: Any, **__: Any) -> Tensor:
         weight = self.relative_attention_bias.weight
         radius = self.relative_attention_max_distance
         bucket = self._relative_position_bucket(
-            torch.arange(-radius, radius + 1, device=weight.device),
+            torch.arange(radius, -radius - 1, -1, device=weight.device),  # key minus query
             bidirectional=not self.is_decoder,
             num_buckets=self.relative_attention_num_buckets,
             max_distance=radius,
