@@ -180,6 +180,21 @@ class AttentionPlan:
             self._cache[key] = self.buckets()[bucket].tokens(side, self.q_start.device)
         return self._cache[key]  # type: ignore[return-value]
 
+    def slots(self, side: str) -> torch.Tensor | None:
+        """int64 [T]: each token's row among the padded rows of the only bucket, so that padding is
+        undone by one gather; None where that is not how the plan is laid out."""
+        key = ("slots", side)
+        if key not in self._cache:
+            total = self.q_total if side == "q" else self.k_total
+            slots = None
+            if len(self.buckets()) == 1 and not self.buckets()[0].alone:
+                token, flat = self.index_tokens(0, side)
+                if token.shape[0] == total:
+                    slots = torch.empty_like(token)
+                    slots[token] = flat
+            self._cache[key] = slots
+        return self._cache[key]  # type: ignore[return-value]
+
     def covers_all_queries(self) -> bool:
         """Whether every query lies in some bucket, so that an output needs no zero fill."""
         return sum(sum(b.q_lens) for b in self.buckets()) == self.q_total

@@ -242,7 +242,23 @@ def _take(x: torch.Tensor, plan: AttentionPlan, b: int, side: str) -> torch.Tens
         )  # fmt: skip
         return x[None, :, begin : begin + length]
     rows = plan.index_rows(b, side)
-    return x.transpose(0, 1)[rows].transpose(1, 2)
+    taken = _flat(x).index_select(0, rows.view(-1))
+    return taken.view(*rows.shape, x.shape[0], x.shape[2]).transpose(1, 2)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """[H, T, D] -> [T, H * D]; no copy where the memory is laid out [T, H, D]."""
+    return x.transpose(0, 1).reshape(x.shape[1], -1)
+
+
+def _dense(rows: torch.Tensor) -> torch.Tensor:
+    """[N, H, L, D] -> [N * L, H * D]."""
+    return rows.transpose(1, 2).reshape(rows.shape[0] * rows.shape[2], -1)
+
+
+def _heads(flat: torch.Tensor, heads: int) -> torch.Tensor:
+    """[T, H * D] -> [H, T, D]."""
+    return flat.view(flat.shape[0], heads, -1).transpose(0, 1)
 
 
 def _put(out: torch.Tensor, rows: torch.Tensor, plan: AttentionPlan, b: int, side: str) -> None:
@@ -256,8 +272,8 @@ def _put(out: torch.Tensor, rows: torch.Tensor, plan: AttentionPlan, b: int, sid
         out[:, begin : begin + length] = rows[0]
         return
     token, flat = plan.index_tokens(b, side)
-    dense = rows.transpose(1, 2).flatten(0, 1)  # [N * L, H, D]
-    out.transpose(0, 1)[token] = dense[flat]
+    target = out.transpose(0, 1).view(out.shape[1], -1)  # outputs are laid out [T, H, D]
+    target.index_copy_(0, token, _dense(rows).index_select(0, flat))
 
 
 class _Split(torch.autograd.Function):
@@ -272,6 +288,9 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         like = next(g for g in grads if g is not None)
+        slots = ctx.plan.slots(ctx.side)
+        if slots is not None:
+            return _heads(_dense(like).index_select(0, slots), ctx.shape[0]), None, None
         out = like.new_zeros(ctx.shape[1], ctx.shape[0], ctx.shape[2]).transpose(0, 1)
         for b, grad in enumerate(grads):
             if grad is not None:
@@ -287,6 +306,9 @@ class _Join(torch.autograd.Function):
         ctx: Any, plan: AttentionPlan, heads: int, like: torch.Tensor, *rows: torch.Tensor
     ) -> torch.Tensor:
         ctx.plan, ctx.shapes = plan, [r.shape for r in rows]
+        slots = plan.slots("q")
+        if slots is not None:
+            return _heads(_dense(rows[0]).index_select(0, slots), heads)
         make = like.new_empty if plan.covers_all_queries() else like.new_zeros
         out = make(plan.q_total, heads, like.shape[-1]).transpose(0, 1)
         for b, part in enumerate(rows):
@@ -302,10 +324,15 @@ class _Join(torch.autograd.Function):
             if bucket.alone:
                 parts.append(_take(grad, ctx.plan, b, "q"))
                 continue
-            token, flat = ctx.plan.index_tokens(b, "q")
-            dense = grad.new_zeros(shape[0] * shape[2], shape[1], shape[3])
-            dense[flat] = grad.transpose(0, 1)[token]
-            parts.append(dense.unflatten(0, (shape[0], shape[2])).transpose(1, 2))
+            trees, heads, length, dim = shape
+            dense = grad.new_zeros(trees * length, heads * dim)
+            slots = ctx.plan.slots("q")
+            if slots is not None:
+                dense.index_copy_(0, slots, _flat(grad))
+            else:
+                token, flat = ctx.plan.index_tokens(b, "q")
+                dense.index_copy_(0, flat, _flat(grad).index_select(0, token))
+            parts.append(dense.view(trees, length, heads, dim).transpose(1, 2))
         return None, None, None, *parts
 
 
