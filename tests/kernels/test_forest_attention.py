@@ -126,7 +126,8 @@ def test_query_without_keys_gets_zeros():
     q, k, v = torch.randn(2, 5, 8), torch.randn(2, 4, 8), torch.randn(2, 4, 8)
     out = attention(q, k, v, plan, backend="torch")
     assert out[:, :3].abs().max() == 0
-    torch.testing.assert_close(out.double(), attention_reference(q, k, v, plan))
+    expected = attention_reference(q, k, v, plan)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradcheck(make_forest):
