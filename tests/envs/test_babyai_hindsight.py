@@ -21,12 +21,7 @@ NOT_DOORS = ("key", "ball", "box")
 
 
 def descriptions(kinds, colors, locations):
-    return [
-        (kind, color, location)
-        for kind in kinds
-        for color in colors
-        for location in locations
-    ]
+    return [(kind, color, location) for kind in kinds for color in colors for location in locations]
 
 
 class Oracle:
@@ -66,9 +61,7 @@ class Oracle:
 
 
 def go_to(kinds, colors, locations=(None,)):
-    return [
-        lambda d=d: v.GoToInstr(v.ObjDesc(*d)) for d in descriptions(kinds, colors, locations)
-    ]
+    return [lambda d=d: v.GoToInstr(v.ObjDesc(*d)) for d in descriptions(kinds, colors, locations)]
 
 
 def pick_up(kinds, colors, locations=(None,)):
@@ -79,16 +72,13 @@ def pick_up(kinds, colors, locations=(None,)):
 
 def open_(colors, locations=(None,)):
     return [
-        lambda d=d: v.OpenInstr(v.ObjDesc(*d))
-        for d in descriptions(("door",), colors, locations)
+        lambda d=d: v.OpenInstr(v.ObjDesc(*d)) for d in descriptions(("door",), colors, locations)
     ]
 
 
 def put_next(kinds, colors):
     pairs = itertools.product(descriptions(kinds, colors, (None,)), repeat=2)
-    return [
-        lambda a=a, b=b: v.PutNextInstr(v.ObjDesc(*a), v.ObjDesc(*b)) for a, b in pairs
-    ]
+    return [lambda a=a, b=b: v.PutNextInstr(v.ObjDesc(*a), v.ObjDesc(*b)) for a, b in pairs]
 
 
 PLACES = (None, *v.LOC_NAMES)

@@ -232,9 +232,7 @@ def test_told_places_lead_to_the_things_in_the_world(level: str) -> None:
 @pytest.mark.parametrize("level", ["GoToLocal", "BossLevel"])
 def test_order_is_nearest_first_then_straighter_then_left(level: str) -> None:
     for _, observation in random_states(level, 500):
-        order = [
-            (abs(p.real) + abs(p.imag), abs(p.imag), p.imag) for _, p in facts(observation)
-        ]
+        order = [(abs(p.real) + abs(p.imag), abs(p.imag), p.imag) for _, p in facts(observation)]
         assert order == sorted(order)
 
 

@@ -60,7 +60,13 @@ CONFIGS: dict[str, Callable[[int], Any]] = {
     "gemma": lambda v: GemmaConfig(vocab_size=v, head_dim=8, **_GQA),
     "smollm3": lambda v: SmolLM3Config(vocab_size=v, **_GQA),
     "gpt2": lambda v: GPT2Config(
-        vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+        vocab_size=v,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
     "t5": lambda v: T5Config(vocab_size=v, **_T5),
     "flan-t5": lambda v: T5Config(

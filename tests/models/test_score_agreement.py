@@ -84,7 +84,9 @@ def test_gradients_agree_with_naive_loop(make_policy: Any, make_model: Any, arch
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         found = own[name].grad
         found = torch.zeros_like(parameter) if found is None else found
-        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found, expected, rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def _with_plan(forest: Any, **changes: Any) -> Any:
@@ -145,7 +147,7 @@ def _damage_prompt(forest: Any) -> Any:
     ],
 )
 def test_a_wrong_layout_is_noticed(make_policy: Any, architecture: str, damage: Any):
-    """Negative control: each part of the layout changes the scores, so agreement means something."""
+    """Negative control: each part of the layout changes the scores."""
     policy = make_policy(architecture)
     prompts, candidates = _batch(3)
     forest = policy._pack_texts(prompts, candidates, leaves=True)

@@ -66,7 +66,9 @@ def load_language_model(
         config = AutoConfig.from_pretrained(name, **options)
         tokenizer = _load_tokenizer(tokenizer_folder or name, options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model: Any = kind.from_pretrained(name, dtype=DTYPES[dtype], use_safetensors=True, **options)
+        model: Any = kind.from_pretrained(
+            name, dtype=DTYPES[dtype], use_safetensors=True, **options
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UnknownModelError(_unknown_model(str(name), error)) from error
     if adapter is not None:
@@ -132,7 +134,8 @@ def _unknown_model(name: str, error: BaseException) -> str:
         missing = [f for f in ("config.json", "tokenizer_config.json") if not (folder / f).exists()]
         weights = list(folder.glob("*.safetensors"))
         if missing:
-            return f"{message}: the folder lacks {' and '.join(missing)} (save both with save_pretrained)"
+            lacking = " and ".join(missing)
+            return f"{message}: the folder lacks {lacking} (save both with save_pretrained)"
         if not weights:
             return f"{message}: the folder holds no *.safetensors weights"
         return f"{message}: {error}"

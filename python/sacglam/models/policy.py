@@ -68,7 +68,7 @@ class Policy:
     Args:
         model: a Hugging Face model, possibly wrapped by peft.
         tokenizer: its tokenizer.
-        template: the prompt's segments; used by the trainer, not by `score`, which takes whole prompts.
+        template: the prompt's segments, for the trainer; `score` takes whole prompts.
         options: how scores and values are computed.
         name: the base model's id or folder; saved, so that a LoRA policy can be loaded again.
     """
@@ -136,8 +136,8 @@ class Policy:
         if len(set(key)) != len(key):
             twice = sorted({a for a in key if key.count(a) > 1})
             raise CandidateError(
-                f"duplicate candidates {twice}: each action may be listed once (duplicates would be "
-                "given their probability twice)"
+                f"duplicate candidates {twice}: each action may be listed once (duplicates would "
+                "get their probability twice)"
             )
         ids = [self.codec.action(action) for action in key]
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
@@ -242,8 +242,7 @@ class Policy:
         found = []
         for b, actions in enumerate(candidates):
             k = len(actions)
-            row = (x[b, :k].double().cpu().numpy() if x.dtype == torch.float64 else
-                   x[b, :k].float().cpu().numpy() for x in (out.log_prob, out.log_pi, q_min))  # fmt: skip
+            row = (x[b, :k].cpu().numpy() for x in (out.log_prob, out.log_pi, q_min))
             found.append(CandidateScore(*row))
         return found
 

@@ -1,7 +1,7 @@
 """From hidden states to log-probabilities of candidates and the policy over them.
 
-    s(a | p)  = sum_k log P(w_k | p, w_<k)        (GLAM; "mean" divides by the number of tokens)
-    pi(a | p) = softmax over the candidates of s(a | p) / tau
+s(a | p)  = sum_k log P(w_k | p, w_<k)        (GLAM; "mean" divides by the number of tokens)
+pi(a | p) = softmax over the candidates of s(a | p) / tau
 """
 
 from __future__ import annotations

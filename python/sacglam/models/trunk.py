@@ -31,7 +31,7 @@ class Trunk:
 
     encoder_decoder: bool
 
-    def __init__(self, model: nn.Module, attn: str = "fast") -> None:
+    def __init__(self, model: Any, attn: str = "fast") -> None:
         if attn not in ATTENTION:
             raise ConfigError(f"model.attn is {attn!r}; choose one of {sorted(ATTENTION)}")
         self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -173,12 +173,12 @@ def _refuse_unsupported(config: Any) -> None:
         kind == "mistral" and getattr(config, "sliding_window", None) is not None
     ):
         raise UnsupportedModelError(
-            f"this {kind} model uses sliding-window attention, which a packed forest cannot compute "
-            "correctly; choose a model with full attention (Mistral: v0.2 or later)"
+            f"this {kind} model uses sliding-window attention, which a packed forest cannot "
+            "compute correctly; choose a model with full attention (Mistral: v0.2 or later)"
         )
     for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
-            raise UnsupportedModelError(f"this model sets {name}, which packed scoring does not know")
+            raise UnsupportedModelError(f"this model sets {name}, unknown to packed scoring")
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise UnsupportedModelError("scale_attn_by_inverse_layer_idx is not supported")
 

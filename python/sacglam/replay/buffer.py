@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sacglam import _C  # type: ignore[attr-defined]
+from sacglam import _C
 from sacglam.errors import ReplayError
 
 IntArray = NDArray[np.int32] | NDArray[np.int64] | Sequence[int]

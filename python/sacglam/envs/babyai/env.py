@@ -172,7 +172,7 @@ class BabyAITextEnv:
         )
 
     def goal_family(self, goal: str) -> str:
-        """"Go to", "Pick up", "Open", "Put next" or "Sequence" (then, after, and)."""
+        """ "Go to", "Pick up", "Open", "Put next" or "Sequence" (then, after, and)."""
         family = family_of(goal)
         if family is None:
             raise ConfigError(
