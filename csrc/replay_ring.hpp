@@ -146,7 +146,8 @@ class Ring {
     for (std::size_t i = 0; i < kWords; ++i) Sync::store_relaxed(place[i], words[i]);
     ++next_;
   }
-  std::uint64_t next() const { return next_; }  // where the next push goes
+  std::uint64_t next() const { return next_; }           // where the next push goes
+  void abandon() { next_ = Sync::load_relaxed(tail_); }  // forgets what was not published
   void publish() { Sync::store_release(tail_, next_); }
   void advance_head(std::uint64_t position) { Sync::store_release(head_, position); }
   std::size_t bytes() const { return (owned_->mask + 1) * sizeof(T); }

@@ -63,6 +63,7 @@ class Store {
  private:
   using ActiveSlot = std::atomic<GoalIndex*>;
 
+  void write(const EpisodeInput& input, std::uint64_t id);
   void evict_oldest();
   GoalIndex& index_of(std::int32_t goal);
   void activate(GoalIndex& index);
@@ -92,8 +93,36 @@ class Store {
 };
 
 inline std::uint64_t Store::add(const EpisodeInput& input) {
-  const std::size_t length = input.actions.size();
   const std::uint64_t id = episodes_.next();
+  touched_.clear();
+  try {
+    write(input, id);
+  } catch (...) {  // out of memory: nothing was published, nothing stays
+    rows_.abandon();
+    events_.abandon();
+    episodes_.abandon();
+    her_rows_.abandon();
+    for (GoalIndex* index : touched_) index->positions.abandon();
+    throw;
+  }
+
+  // Every word is in place: publish. A reader that acquires any of these tails sees all of it.
+  episodes_.publish();
+  events_.publish();
+  rows_.publish();
+  her_rows_.publish();
+  for (GoalIndex* index : touched_) {
+    index->positions.publish();
+    if (index->rank < 0) activate(*index);
+  }
+  while (rows_.next() - rows_.head() > capacity_) evict_oldest();
+  reclaimer_.collect();
+  return id;
+}
+
+// Everything that can fail.
+inline void Store::write(const EpisodeInput& input, std::uint64_t id) {
+  const std::size_t length = input.actions.size();
   Episode e{};
   e.row_begin = rows_.next();
   e.event_begin = events_.next();
@@ -107,7 +136,6 @@ inline std::uint64_t Store::add(const EpisodeInput& input) {
 
   // The heads were advanced by earlier commits; their places may be written from here on.
   Ring<Row>::begin_writing();
-  touched_.clear();
   std::int32_t last_step = -1;
   for (std::size_t t = 0; t < length; ++t) {
     rows_.push(
@@ -135,23 +163,12 @@ inline std::uint64_t Store::add(const EpisodeInput& input) {
   for (std::uint32_t i = 0; i < e.her_steps; ++i) her_rows_.push(id);
   for (std::uint64_t p = first_eligible(e); p < e.event_begin + e.events; ++p) {
     GoalIndex& index = index_of(events_.peek(p).goal);
-    index.positions.push(p);
     touched_.push_back(&index);
+    index.positions.push(p);
   }
   episodes_.push(e);
-
-  // Every word is in place: publish. A reader that acquires any of these tails sees all of it.
-  episodes_.publish();
-  events_.publish();
-  rows_.publish();
-  her_rows_.publish();
-  for (GoalIndex* index : touched_) {
-    index->positions.publish();
-    if (index->rank < 0) activate(*index);
-  }
-  while (rows_.next() - rows_.head() > capacity_) evict_oldest();
-  reclaimer_.collect();
-  return id;
+  const std::size_t goals = active_count_.load(std::memory_order_relaxed) + touched_.size();
+  while (goals > active_room_) grow_active();
 }
 
 // The episode's own head goes first: whoever still reads any part of it will see that it is gone
@@ -177,15 +194,14 @@ inline GoalIndex& Store::index_of(std::int32_t goal) {
   const auto id = static_cast<std::size_t>(goal);
   if (id >= slot_of_.size()) slot_of_.resize(std::max(id + 1, slot_of_.size() * 2), -1);
   if (slot_of_[id] < 0) {
-    slot_of_[id] = static_cast<std::int32_t>(goals_.size());
     goals_.push_back(std::make_unique<GoalIndex>(goal, reclaimer_));
+    slot_of_[id] = static_cast<std::int32_t>(goals_.size() - 1);
   }
   return *goals_[static_cast<std::size_t>(slot_of_[id])];
 }
 
 inline void Store::activate(GoalIndex& index) {
   const std::size_t count = active_count_.load(std::memory_order_relaxed);
-  if (count == active_room_) grow_active();
   index.rank = static_cast<std::int32_t>(count);
   // Release, twice: a reader that finds the goal finds its first position.
   owned_active_.get()[count].store(&index, std::memory_order_release);
