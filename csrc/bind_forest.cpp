@@ -25,7 +25,8 @@ using Array = py::array_t<T, py::array::c_style>;
 
 template <typename T>
 std::span<const T> view(const Array<T>& array, const char* name) {
-  if (array.ndim() != 1) throw std::invalid_argument(std::string(name) + " must be one-dimensional");
+  if (array.ndim() != 1)
+    throw std::invalid_argument(std::string(name) + " must be one-dimensional");
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
@@ -41,8 +42,8 @@ Array<std::int64_t> take(std::vector<std::int64_t>&& values) {
 }
 
 py::dict pack(const forest::Packer& packer, const Array<std::int32_t>& prompts,
-              const Array<std::int64_t>& offsets, const Array<std::int32_t>& sets,
-              bool keep_leaves, const std::optional<Array<std::int64_t>>& rows) {
+              const Array<std::int64_t>& offsets, const Array<std::int32_t>& sets, bool keep_leaves,
+              const std::optional<Array<std::int64_t>>& rows) {
   const auto prompt_view = view(prompts, "prompts");
   const auto offset_view = view(offsets, "offsets");
   const auto set_view = view(sets, "sets");

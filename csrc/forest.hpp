@@ -1,9 +1,9 @@
 // Prefix-forest packing: prompts and the tries of their candidate actions, as one row of tokens.
 //
 // Every distinct (prompt, candidate set) of a batch becomes one tree: a chain (the prompt of a
-// causal model, the start token of a decoder) followed by the trie of the candidates, in depth-first
-// preorder. Node i carries ids[i], pos[i] (its depth) and end[i] (one past its last descendant), so
-// that key j is visible to query i exactly if j <= i < end[j].
+// causal model, the start token of a decoder) followed by the trie of the candidates, in
+// depth-first preorder. Node i carries ids[i], pos[i] (its depth) and end[i] (one past its last
+// descendant), so that key j is visible to query i exactly if j <= i < end[j].
 //
 // Pure C++20: no Python, no torch.
 #pragma once
@@ -40,7 +40,8 @@ struct Trie {
 
 // Builds the trie of candidates given as concatenated token ids. Throws std::invalid_argument for
 // an empty set, an empty candidate, or two equal candidates.
-inline Trie build_trie(std::span<const std::int32_t> tokens, std::span<const std::int64_t> offsets) {
+inline Trie build_trie(std::span<const std::int32_t> tokens,
+                       std::span<const std::int64_t> offsets) {
   const std::size_t count = offsets.empty() ? 0 : offsets.size() - 1;
   if (count == 0) throw std::invalid_argument("a candidate set needs at least one candidate");
   if (offsets.front() != 0 || offsets.back() != static_cast<std::int64_t>(tokens.size())) {
@@ -94,7 +95,8 @@ inline Trie build_trie(std::span<const std::int32_t> tokens, std::span<const std
   }
   trie.subtree.assign(trie.nodes(), 1);
   for (std::size_t n = trie.nodes(); n-- > 0;) {
-    if (trie.parent[n] >= 0) trie.subtree[static_cast<std::size_t>(trie.parent[n])] += trie.subtree[n];
+    if (trie.parent[n] >= 0)
+      trie.subtree[static_cast<std::size_t>(trie.parent[n])] += trie.subtree[n];
   }
   for (std::size_t n = 0; n < trie.nodes(); ++n) trie.nodes_without_leaves += trie.has_children(n);
   trie.path_offsets.push_back(0);
@@ -257,7 +259,8 @@ class Packer {
     std::vector<std::int64_t> kept_subtree(trie.nodes());
     for (std::size_t n = trie.nodes(); n-- > 0;) {
       kept_subtree[n] += place[n] >= 0 ? 1 : 0;
-      if (trie.parent[n] >= 0) kept_subtree[static_cast<std::size_t>(trie.parent[n])] += kept_subtree[n];
+      if (trie.parent[n] >= 0)
+        kept_subtree[static_cast<std::size_t>(trie.parent[n])] += kept_subtree[n];
     }
     for (std::size_t n = 0; n < trie.nodes(); ++n) {
       if (place[n] >= 0) out.end.push_back(place[n] + kept_subtree[n]);
@@ -281,8 +284,7 @@ class Packer {
                                     static_cast<std::int64_t>(trie.candidates()));
     out.max_chain = std::max(out.max_chain, chain);
     out.max_trie = std::max(out.max_trie, kept);
-    out.max_candidates =
-        std::max(out.max_candidates, static_cast<std::int64_t>(trie.candidates()));
+    out.max_candidates = std::max(out.max_candidates, static_cast<std::int64_t>(trie.candidates()));
   }
 
   std::int64_t decoder_start_;

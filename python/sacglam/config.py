@@ -56,7 +56,7 @@ class PromptConfig:
 @dataclass(frozen=True)
 class PolicyConfig:
     score: str = "logprob"  # or raw_logit, the sum of raw logits (the authors' code)
-    reduce: str = "sum"  # over an action's tokens (GLAM), or mean
+    reduce: str | None = None  # sum over the tokens (GLAM) or mean; null: mean for tiny models
     temperature: float = 1.0  # tau of the softmax over candidates
 
 
@@ -305,7 +305,7 @@ def _validate(config: TrainConfig) -> None:
         coerce(name, _get(config, name), kind)
     for name, allowed in _CHOICES.items():
         value = _get(config, name)
-        if value not in allowed:
+        if value is not None and value not in allowed:
             raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
     for name, (low, high, closed) in _RANGES.items():
         value = _get(config, name)

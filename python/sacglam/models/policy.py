@@ -94,6 +94,7 @@ class Policy:
         self.heads.to(device=self.device, dtype=torch.promote_types(self.dtype, torch.float32))
         self.packer = ForestPacker(self.trunk.decoder_start)
         self._sets: dict[tuple[str, ...], int] = {}
+        self._trained = [p for p in model.parameters() if p.requires_grad]
         if self.options.critic_trunk == "adapter" and "critic" not in getattr(
             model, "peft_config", {}
         ):
@@ -190,8 +191,11 @@ class Policy:
         """The frozen base model's own distribution over the candidates (adapters off)."""
         if not self.is_lora:
             raise ConfigError("the LLM prior needs LoRA: with full training no base model remains")
-        with torch.no_grad(), self.model.disable_adapter():
-            return self._policy_over(self.trunk.hidden(forest), forest)
+        try:
+            with torch.no_grad(), self.model.disable_adapter():
+                return self._policy_over(self.trunk.hidden(forest), forest)
+        finally:
+            self._unfreeze()
 
     def _policy_over(self, hidden: Tensor, forest: Forest, *, normalise: bool = True) -> Scores:
         """Hidden states [T, D] to scores without Q."""
@@ -213,11 +217,14 @@ class Policy:
         if self.options.critic_trunk != "adapter":
             yield
             return
-        wanted = {n for n, p in self.model.named_parameters() if p.requires_grad}
         self.model.set_adapter(name)
-        for n, p in self.model.named_parameters():
-            p.requires_grad_(n in wanted)  # set_adapter freezes the inactive ones
+        self._unfreeze()
         yield
+
+    def _unfreeze(self) -> None:
+        """peft freezes adapters whenever it switches them, also under a graph not yet run back."""
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
 
     # --- text interface -----------------------------------------------------------------------
 

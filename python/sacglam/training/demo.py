@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "env.id": "playground/small",
     "model.id": "tiny-llama",
     "prompt.instruction": "",
+    "policy.reduce": "sum",
     "sac.gamma": 0.8,
     "sac.target_policy": True,
     "total_steps": 28_000,

@@ -108,6 +108,8 @@ def resolve(config: TrainConfig, env: Any) -> TrainConfig:
     rate = config.optim.lr
     if rate is None:
         rate = 1.5e-3 if tiny else 1e-4
+    # Untrained, every token costs log V: a sum makes the shortest action nearly certain.
+    reduce = config.policy.reduce or ("mean" if tiny else "sum")
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,6 +120,7 @@ def resolve(config: TrainConfig, env: Any) -> TrainConfig:
         prompt=prompt,
         lora=dataclasses.replace(config.lora, r=rank),
         optim=dataclasses.replace(config.optim, lr=rate),
+        policy=dataclasses.replace(config.policy, reduce=reduce),
         device=device,
     )
 
@@ -161,7 +164,7 @@ def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") 
         template=make_template(config),
         options=PolicyOptions(
             score=config.policy.score,
-            reduce=config.policy.reduce,
+            reduce=config.policy.reduce or "sum",
             temperature=config.policy.temperature,
             critic_trunk=config.critic.trunk,
             critic_gradient=config.critic.gradient,
