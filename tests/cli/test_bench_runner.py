@@ -132,7 +132,7 @@ def test_all_merges_the_suites_and_a_failure_keeps_the_rest(suites: Path, tmp_pa
 def test_a_hanging_quick_suite_is_stopped_and_what_it_measured_kept(
     suites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_QUICK_LIMIT_S", 6.0)
+    monkeypatch.setattr(bench, "_QUICK_LIMIT_S", 20.0)  # room to start on a busy machine
     (suites / "test_bench_slow.py").write_text(
         "import time\n"
         "def test_a(compare):\n    compare('fast', {'sacglam': lambda: None}, rounds=2)\n"
@@ -140,7 +140,7 @@ def test_a_hanging_quick_suite_is_stopped_and_what_it_measured_kept(
     )
     code, shown = run(suites, "slow")
     assert code == 1
-    assert "was stopped after 6 s" in shown
+    assert "was stopped after 20 s" in shown
     assert "fast" in shown
 
 
