@@ -166,9 +166,11 @@ def test_exceptions_of_the_training_pass_through(metrics_row: Row) -> None:
     assert stream.getvalue().rindex("\x1b[?25h") > stream.getvalue().rindex("\x1b[?25l")
 
 
+# A shell starts its background jobs with Ctrl-C ignored, which children inherit.
 CHILD = """
-import sys, time
+import signal, sys, time
 from sacglam.report.progress import ProgressDisplay
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     with ProgressDisplay(1000) as display:
         display.update({"env_steps": 500, "success": {"Grasp": 0.5}})
