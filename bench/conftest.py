@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -156,6 +157,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("bench/ needs pytest-benchmark: pip install 'sacglam[bench]'")
+    # A shell starts background jobs with Ctrl-C ignored; the runner stops a late suite with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     effort = FULL
     if config.getoption("--quick"):
         effort = QUICK
