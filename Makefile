@@ -26,7 +26,7 @@ demo: $(STAMP) ## Train an agent in about 5 minutes and show what it learned [SE
 	@echo "(sacglam is in $(VENV)/bin: source $(VENV)/bin/activate)"
 
 test: $(STAMP) ## Run all tests [ARGS="-k replay"]
-	@$(PY) -m pytest tests $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest tests $(ARGS)
 
 lint: $(STAMP) ## Check the Python and C++ style
 	@$(PY) tools/style.py --check
