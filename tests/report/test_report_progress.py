@@ -153,7 +153,10 @@ def test_text_that_the_stream_cannot_encode() -> None:
     assert raw.getvalue() == b"gr\\xf6\\xdfer\n"
 
 
-def test_exceptions_of_the_training_pass_through(metrics_row: Row) -> None:
+def test_exceptions_of_the_training_pass_through(
+    metrics_row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")  # a dumb terminal has no cursor to hide
     stream = Terminal()
 
     def train() -> None:
