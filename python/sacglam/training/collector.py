@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..envs.vector import VectorEnv
+from ..envs.vector import Transition, VectorEnv
+from ..models.forest import Forest
 from ..models.policy import Policy
 from ..replay import ReplayBuffer
 from .seeds import TRAIN_EPISODES, episode_seed
@@ -50,6 +51,12 @@ class Episode:
 
     def see(self, observation: str, info: Mapping[str, Any]) -> None:
         self.observation, self.actions = observation, info["possible_actions"]
+
+    def advance(self, action: str, step: Transition) -> None:
+        """Note the action taken in the present state, and what it led to."""
+        self.history.append((self.observation, action))
+        self.rewards.append(float(step.reward))
+        self.see(step.obs, step.info)
 
     def result(self, terminated: bool) -> EpisodeResult:
         success = terminated and self.rewards[-1] > 0
@@ -112,11 +119,9 @@ class Collector:
         finished = []
         for i, step in sorted(self.envs.step(actions).items()):
             episode = self._episodes[i]
-            episode.history.append((episode.observation, actions[i]))
+            episode.advance(actions[i], step)
             episode.chosen.append(chosen[i])
-            episode.rewards.append(float(step.reward))
             episode.achieved.append([self.texts.goal(g) for g in step.info["achieved_goals"]])
-            episode.see(step.obs, step.info)
             self._record(episode)
             if step.terminated or step.truncated:
                 self._store(episode, step.terminated, step.truncated)
@@ -174,9 +179,14 @@ def choose_actions(
     generator: torch.Generator | None = None,
 ) -> list[int]:
     """Index of the action that the policy takes in each episode."""
+    forest = pack_episodes(policy, episodes, leaves=False)
+    return policy.choose(forest, greedy=greedy, generator=generator).tolist()
+
+
+def pack_episodes(policy: Policy, episodes: Sequence[Episode], *, leaves: bool) -> Forest:
+    """The present prompts and candidates of the episodes; `leaves` as in `Policy.pack`."""
     codec = policy.codec
     ids = [codec.prompt(e.goal, e.observation, e.history, e.actions) for e in episodes]
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     sets = np.array([policy.candidate_set(e.actions) for e in episodes], dtype=np.int32)
-    forest = policy.pack(np.concatenate(ids), offsets, sets, leaves=False)
-    return policy.choose(forest, greedy=greedy, generator=generator).tolist()
+    return policy.pack(np.concatenate(ids), offsets, sets, leaves=leaves)

@@ -80,9 +80,7 @@ def evaluate(
         actions = {i: active[i].actions[k] for i, k in zip(indices, chosen, strict=True)}
         for i, step in envs.step(actions).items():
             episode = active[i]
-            episode.history.append((episode.observation, actions[i]))
-            episode.rewards.append(float(step.reward))
-            episode.see(step.obs, step.info)
+            episode.advance(actions[i], step)
             if step.terminated or step.truncated:
                 result = episode.result(step.terminated)
                 results[episode.number] = result

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .collector import EpisodeResult
+from .files import write_text
 
 WINDOW = 100  # episodes per family that the success rate looks back on
 
@@ -119,6 +120,4 @@ def drop_after(folder: Path, env_steps: int) -> None:
     if later:
         with (folder / "metrics.discarded.jsonl").open("a") as discarded:
             discarded.write("\n".join(later) + "\n")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(path)
+        write_text(path, "".join(f"{line}\n" for line in kept))

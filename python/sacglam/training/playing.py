@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..report.episode import render_outcome, render_step
 from . import setup
-from .collector import Episode
+from .collector import Episode, pack_episodes
 from .policies import load_policy
 from .runner import load_run_config
 from .seeds import EVAL_EPISODES, episode_seed, generator
@@ -70,9 +69,7 @@ def play_episodes(
                     achieved=step.info["achieved_goals"],
                 )
             )
-            episode.history.append((episode.observation, action))
-            episode.rewards.append(float(step.reward))
-            episode.see(step.obs, step.info)
+            episode.advance(action, step)
             terminated, truncated = step.terminated, step.truncated
         result = episode.result(terminated)
         console.print(
@@ -90,11 +87,7 @@ def play_episodes(
 
 def _scores(policy: Any, episode: Episode) -> tuple[torch.Tensor, torch.Tensor]:
     """pi and the minimum of Q over the candidates, each float [K]."""
-    prompt = policy.codec.prompt(
-        episode.goal, episode.observation, episode.history, episode.actions
-    )
-    sets = np.array([policy.candidate_set(episode.actions)], dtype=np.int32)
-    forest = policy.pack(prompt, np.array([0, len(prompt)], dtype=np.int64), sets)
+    forest = pack_episodes(policy, [episode], leaves=True)
     with torch.no_grad():
         scores = policy.forward(forest)
     return scores.pi[0].float().cpu(), scores.q.min(0).values[0].float().cpu()

@@ -18,6 +18,7 @@ from ..report.tables import result_table
 from . import evaluation, setup
 from .callbacks import Callback
 from .checkpoint import latest_checkpoint, read_state
+from .files import write_json
 from .policies import load_policy
 from .trainer import Trainer, TrainResult
 
@@ -132,9 +133,7 @@ def evaluate_run(
         untrained = json.loads(previous.read_text()).get("untrained")
         if untrained is not None:
             result["untrained"] = untrained
-    temporary = folder / f".{name}.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(previous)
+    write_json(previous, result)
     return result
 
 

@@ -21,6 +21,7 @@ from ..replay import ReplayBuffer
 from . import checkpoint, evaluation, setup
 from .callbacks import Callback
 from .collector import Collector
+from .files import write_json
 from .learner import Learner
 from .metrics import Meter, MetricsWriter, drop_after
 from .seeds import ACTING, REPLAY, derive, generator
@@ -165,7 +166,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         config.save(self.out / "config.yaml")
         if not self._resumed:
-            self._write_json("baselines.json", self._baselines())
+            write_json(self.out / "baselines.json", self._baselines())
             self.collector.start()
         writer = MetricsWriter(self.out)
         started, since = time.perf_counter() - self.wall_s, (self.env_steps, self.learner.updates)
@@ -270,7 +271,7 @@ class Trainer:
             **self.evaluate(self.config.eval.episodes),
             **baselines,
         }
-        self._write_json("eval.json", result)
+        write_json(self.out / "eval.json", result)
         return result
 
     # --- saving and resuming ------------------------------------------------------------------
@@ -324,11 +325,6 @@ class Trainer:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
         drop_after(self.out, self.env_steps)
-
-    def _write_json(self, name: str, value: Any) -> None:
-        temporary = self.out / f".{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-        temporary.replace(self.out / name)
 
     # --- small things -------------------------------------------------------------------------
 
