@@ -1,7 +1,7 @@
 """The configuration of a run: nested frozen dataclasses, one comment a field with unit and source.
 
-"paper" is SAC-GLAM (arXiv 2410.12481) or, where it is silent, its authors' code; "ours" was found
-by experiment (docs/settings.md).
+"paper" is SAC-GLAM (arXiv 2410.12481) or, where it is silent, its authors' code; "GLAM" is PPO-GLAM
+(arXiv 2302.02662); "ours" was found by experiment (docs/settings.md).
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class CriticConfig:
+    kind: str = (
+        "leaf"  # Q at the action's last token, or reencode: prompt and action afresh (paper)
+    )
     trunk: str = "shared"  # or adapter: a LoRA adapter of its own
     gradient: bool = True  # whether its gradient enters a shared trunk
     heads: int = 2  # Q functions; 2: twin (SAC), 1: the authors' code
@@ -80,6 +83,21 @@ class SacConfig:
     target_rate: float = 0.02  # EMA rate of the target per update (ours; paper 0.005)
     target_policy: bool = False  # take pi at s' from the target parameters: one pass less
     prior: bool = False  # KL to the frozen model's own policy instead of entropy (LINVIT)
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    gamma: float = 0.99  # discount per step (GLAM)
+    gae_lambda: float = 0.99  # lambda of the advantages (GLAM)
+    rollout: int = 40  # steps of each environment between updates (GLAM)
+    epochs: int = 4  # passes over a rollout (GLAM)
+    minibatch: int = 64  # transitions an update (GLAM)
+    clip: float = 0.2  # largest change of the probability ratio that pays (GLAM)
+    entropy_weight: float = 0.01  # factor of the entropy bonus (GLAM)
+    value_weight: float = 0.5  # factor of the value's loss (GLAM)
+    value_layers: list[int] = field(default_factory=lambda: [128])  # hidden widths of the V head
+    normalise: bool = True  # advantages to mean 0 and deviation 1, by minibatch
+    target_kl: float | None = None  # no further epoch once the policy moved so far [nats]
 
 
 @dataclass(frozen=True)
@@ -121,9 +139,11 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     sac: SacConfig = field(default_factory=SacConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    algo: str = "sac"  # sac, or ppo: the on-policy baseline (PPO-GLAM)
     total_steps: int = 20_000  # environment steps, all environments together
     learning_starts: int = 500  # environment steps before the first update
     steps_per_update: float = 4.0  # environment steps per gradient update
@@ -240,11 +260,13 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
 
 
 _CHOICES = {
+    "algo": ("sac", "ppo"),
     "env.split": ("train", "test"),
     "model.dtype": ("float32", "bfloat16", "float64"),
     "model.attn": ("fast", "reference"),
     "policy.score": ("logprob", "raw_logit"),
     "policy.reduce": ("sum", "mean"),
+    "critic.kind": ("leaf", "reencode"),
     "critic.trunk": ("shared", "adapter"),
     "replay.her_strategy": ("future", "final", "episode", "random", "none"),
     "replay.her_balance": ("goals", "events"),
@@ -269,6 +291,15 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "sac.entropy_share": (0, 1, True),
     "sac.alpha_lr": (0, 10, True),
     "sac.target_rate": (0, 1, False),
+    "ppo.gamma": (0, 1, True),
+    "ppo.gae_lambda": (0, 1, True),
+    "ppo.rollout": (1, 1 << 30, True),
+    "ppo.epochs": (1, 1 << 20, True),
+    "ppo.minibatch": (1, 1 << 20, True),
+    "ppo.clip": (0, float("inf"), False),
+    "ppo.entropy_weight": (0, 1e6, True),
+    "ppo.value_weight": (0, 1e6, True),
+    "ppo.target_kl": (0, 1e6, False),
     "replay.capacity": (1, 1 << 40, True),
     "replay.her_ratio": (0, 1, True),
     "optim.lr": (0, 10, False),
@@ -319,8 +350,9 @@ def _validate(config: TrainConfig) -> None:
             f"model.hidden_size {config.model.hidden_size} must be a multiple of model.heads "
             f"{config.model.heads}"
         )
-    if any(width < 1 for width in config.critic.layers):
-        raise ConfigError(f"critic.layers is {config.critic.layers}; widths must be at least 1")
+    for name in ("critic.layers", "ppo.value_layers"):
+        if any(width < 1 for width in _get(config, name)):
+            raise ConfigError(f"{name} is {_get(config, name)}; widths must be at least 1")
     lora_off = config.lora.r == 0 or (config.lora.r is None and config.model.id.startswith("tiny-"))
     if lora_off and (config.critic.trunk == "adapter" or config.sac.prior):
         what = "critic.trunk = adapter" if config.critic.trunk == "adapter" else "sac.prior"

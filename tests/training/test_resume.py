@@ -38,8 +38,10 @@ class _InterruptAt(Callback):
         {},
         {"model.id": "tiny-t5", "sac.learn_alpha": True, "replay.her_balance": "events"},
         {"prompt.history": 2, "prompt.list_actions": True, "env.id": "playground/zoo"},
+        {"algo": "ppo", "ppo.rollout": 30, "ppo.minibatch": 16, "ppo.target_kl": 0.001},
+        {"algo": "ppo", "ppo.rollout": 16, "model.id": "tiny-t5", "prompt.history": 1},
     ],
-    ids=["llama", "t5-learned-alpha", "history"],
+    ids=["llama", "t5-learned-alpha", "history", "ppo", "ppo-t5"],
 )
 def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, Any]):
     whole = Trainer(quick_config("whole", **options)).train()

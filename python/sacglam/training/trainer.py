@@ -17,15 +17,12 @@ import torch
 from ..config import EnvConfig, TrainConfig
 from ..errors import CheckpointError, DivergedError, RunFolderError
 from ..models.policy import Policy, load_saved_policy
-from ..replay import ReplayBuffer
 from . import checkpoint, evaluation, setup
+from .algorithm import make_algorithm
 from .callbacks import Callback
-from .collector import Collector
 from .files import write_json
-from .learner import Learner
 from .metrics import Meter, MetricsWriter, drop_after
-from .seeds import ACTING, REPLAY, derive, generator
-from .texts import ReplayTexts
+from .seeds import ACTING, derive, generator
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class TrainResult:
 
 
 class Trainer:
-    """Trains a language-model agent with SAC and hindsight relabeling.
+    """Trains a language-model agent with SAC and hindsight relabeling, or with PPO.
 
     Args:
         config: everything that determines the run.
@@ -88,15 +85,6 @@ class Trainer:
         self._has_expert = setup.attribute(probe, "expert_action") is not None
         self._envs = setup.make_envs(config, env)
         self._eval_envs = setup.make_envs(config, env)
-        self.buffer = ReplayBuffer(
-            config.replay.capacity,
-            n_step=config.sac.n_step,
-            gamma=config.sac.gamma,
-            her_strategy=config.replay.her_strategy,
-            her_ratio=config.replay.her_ratio,
-            her_balance=config.replay.her_balance,
-            seed=derive(config.seed, REPLAY),
-        )
         resumed = checkpoint.latest_checkpoint(self.out) if resume else None
         if resumed is not None:
             self.policy = load_saved_policy(resumed / "policy", device=config.device)
@@ -108,17 +96,9 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             self.policy = setup.make_policy(config, probe, self.out / "model")
         self._check_segments(probe)
-        self.texts = ReplayTexts(self.policy, self.buffer)
-        self.learner = Learner(self.policy, self.buffer, self.texts, config)
         self._noise = generator(config.seed, ACTING)
-        self.collector = Collector(
-            self._envs,
-            self.policy,
-            self.buffer,
-            self.texts,
-            seed=config.seed,
-            generator=self._noise,
-            reset_options=self._reset_options,
+        self.algorithm = make_algorithm(
+            config, self.policy, self._envs, self._noise, self._reset_options
         )
         self.meter = Meter()
         self.env_steps = 0
@@ -167,9 +147,10 @@ class Trainer:
         config.save(self.out / "config.yaml")
         if not self._resumed:
             write_json(self.out / "baselines.json", self._baselines())
-            self.collector.start()
+            self.algorithm.collector.start()
         writer = MetricsWriter(self.out)
-        started, since = time.perf_counter() - self.wall_s, (self.env_steps, self.learner.updates)
+        algorithm = self.algorithm
+        started, since = time.perf_counter() - self.wall_s, (self.env_steps, algorithm.updates)
         last_log = time.perf_counter()
         saved_at = self.env_steps if self._resumed else -1
         with self._interruptible():
@@ -180,10 +161,10 @@ class Trainer:
                     self.wall_s = time.perf_counter() - started
                     if _crossed(before, self.env_steps, config.log_interval):
                         now = time.perf_counter()
-                        steps, updates = self.env_steps - since[0], self.learner.updates - since[1]
+                        steps, updates = self.env_steps - since[0], algorithm.updates - since[1]
                         rates = (steps / (now - last_log), updates / (now - last_log))
                         self._log(writer, rates, before)
-                        last_log, since = now, (self.env_steps, self.learner.updates)
+                        last_log, since = now, (self.env_steps, algorithm.updates)
                     if _crossed(before, self.env_steps, config.checkpoint_interval):
                         self.save()
                         saved_at = self.env_steps
@@ -198,28 +179,25 @@ class Trainer:
         if self.env_steps >= config.total_steps:
             result = self._final_evaluation()
         return TrainResult(
-            self.out, self.env_steps, self.learner.updates, self.wall_s, self.policy, result,
+            self.out, self.env_steps, self.algorithm.updates, self.wall_s, self.policy, result,
             interrupted=result is None,
         )  # fmt: skip
 
     def _iterate(self) -> None:
         """One step in every environment, and the updates that are due."""
-        config = self.config
-        for result in self.collector.step():
+        for result in self.algorithm.collector.step():
             self.meter.episode(result)
             for callback in self.callbacks:
                 callback.on_episode(result)
-        self.env_steps += config.env.num_envs
-        due = int((self.env_steps - config.learning_starts) / config.steps_per_update)
-        if self.meter.episodes:
-            while self.learner.updates < due:
-                self.meter.update(self.learner.update())
+        self.env_steps += self.config.env.num_envs
+        for metrics in self.algorithm.learn(self.env_steps):
+            self.meter.update(metrics)
 
     def _log(self, writer: MetricsWriter, rates: tuple[float, float], before: int) -> None:
         """One line of metrics; `rates` are environment steps and updates per second."""
         metrics: dict[str, Any] = {
             "env_steps": self.env_steps,
-            "updates": self.learner.updates,
+            "updates": self.algorithm.updates,
             "wall_s": round(self.wall_s, 3),
             **self.meter.take(),
             "env_steps_per_s": round(rates[0], 2),
@@ -266,7 +244,7 @@ class Trainer:
             baselines = json.loads((self.out / "baselines.json").read_text())
         result = {
             "env_steps": self.env_steps,
-            "updates": self.learner.updates,
+            "updates": self.algorithm.updates,
             "wall_s": round(self.wall_s, 3),
             **self.evaluate(self.config.eval.episodes),
             **baselines,
@@ -280,22 +258,15 @@ class Trainer:
         """Write a complete checkpoint; returns its folder."""
         writer = checkpoint.CheckpointWriter(self.out, self.env_steps)
         self.policy.save(writer.folder / "policy")
-        writer.tensors("target", self.learner.target.state_dict())
-        tensors = checkpoint.optimizer_tensors(self.learner.optimizer)
-        alpha = checkpoint.optimizer_tensors(self.learner.alpha_optimizer)
-        tensors |= {f"alpha.{name}": value for name, value in alpha.items()}
-        tensors["log_alpha"] = self.learner.log_alpha
-        writer.tensors("optimizer", tensors)
-        self.buffer.save(str(writer.folder / "replay.bin"))
+        learned = self.algorithm.save(writer)
         folder = writer.commit(
             {
                 "env_steps": self.env_steps,
-                "updates": self.learner.updates,
                 "wall_s": self.wall_s,
                 "acting_generator": self._noise.get_state().tolist(),
-                "episodes": self.collector.state(),
-                "candidate_sets": self.texts.known_sets(),
+                "episodes": self.algorithm.collector.state(),
                 "meter": self.meter.state(),
+                **learned,
             }
         )
         checkpoint.prune(self.out, self.config.keep_checkpoints)
@@ -306,21 +277,9 @@ class Trainer:
     def _restore(self, folder: Path) -> None:
         state = checkpoint.read_state(folder)
         try:
-            self.learner.target.load_state_dict(checkpoint.read_tensors(folder, "target"))
-            tensors = checkpoint.read_tensors(folder, "optimizer")
-            with torch.no_grad():
-                self.learner.log_alpha.copy_(tensors.pop("log_alpha"))
-            alpha = {k[6:]: v for k, v in tensors.items() if k.startswith("alpha.")}
-            body = {k: v for k, v in tensors.items() if not k.startswith("alpha.")}
-            checkpoint.restore_optimizer(self.learner.alpha_optimizer, alpha)
-            checkpoint.restore_optimizer(self.learner.optimizer, body)
-            self.learner.updates = state["updates"]
-            self.buffer.load(str(folder / "replay.bin"))
-            for actions in state["candidate_sets"]:
-                self.texts.candidates(actions)
+            self.algorithm.restore(folder, state)
             self.meter.restore(state["meter"])
             self.env_steps, self.wall_s = state["env_steps"], state["wall_s"]
-            self.collector.restore(state["episodes"])
             self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
