@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ..models.policy import Policy, load_saved_policy
 from . import checkpoint, evaluation, setup
 from .algorithm import make_algorithm
 from .callbacks import Callback
+from .clock import Clock
 from .files import write_json
 from .metrics import Meter, MetricsWriter, drop_after
 from .seeds import ACTING, derive, generator
@@ -31,7 +31,7 @@ class TrainResult:
 
     Attributes:
         out: the run's folder.
-        env_steps, updates, wall_s: how far it came, resumed parts included.
+        env_steps, updates, wall_s: how far it came, resumed parts included (and evaluations not).
         policy: the trained policy.
         evaluation: the content of eval.json, None if the run was interrupted.
         interrupted: whether Ctrl-C ended it early (a checkpoint was saved).
@@ -102,7 +102,7 @@ class Trainer:
         )
         self.meter = Meter()
         self.env_steps = 0
-        self.wall_s = 0.0
+        self.clock = Clock()
         self._stop = False
         self._resumed = resumed is not None
         if resumed is not None:
@@ -150,21 +150,20 @@ class Trainer:
             self.algorithm.collector.start()
         writer = MetricsWriter(self.out)
         algorithm = self.algorithm
-        started, since = time.perf_counter() - self.wall_s, (self.env_steps, algorithm.updates)
-        last_log = time.perf_counter()
+        since = (self.clock.wall_s, self.env_steps, algorithm.updates)
+        self.clock.start()
         saved_at = self.env_steps if self._resumed else -1
         with self._interruptible():
             try:
                 while self.env_steps < config.total_steps and not self._stop:
                     before = self.env_steps
                     self._iterate()
-                    self.wall_s = time.perf_counter() - started
-                    if _crossed(before, self.env_steps, config.log_interval):
-                        now = time.perf_counter()
-                        steps, updates = self.env_steps - since[0], algorithm.updates - since[1]
-                        rates = (steps / (now - last_log), updates / (now - last_log))
-                        self._log(writer, rates, before)
-                        last_log, since = now, (self.env_steps, algorithm.updates)
+                    evaluates = _crossed(before, self.env_steps, config.eval.interval)
+                    if evaluates or _crossed(before, self.env_steps, config.log_interval):
+                        now = (self.clock.wall_s, self.env_steps, algorithm.updates)
+                        wall_s, steps, updates = (n - s for n, s in zip(now, since, strict=True))
+                        self._log(writer, (steps / wall_s, updates / wall_s), evaluates)
+                        since = now
                     if _crossed(before, self.env_steps, config.checkpoint_interval):
                         self.save()
                         saved_at = self.env_steps
@@ -176,10 +175,11 @@ class Trainer:
             if saved_at != self.env_steps:
                 self.save()
         result = None
-        if self.env_steps >= config.total_steps:
-            result = self._final_evaluation()
+        with self.clock.paused():
+            if self.env_steps >= config.total_steps:
+                result = self._final_evaluation()
         return TrainResult(
-            self.out, self.env_steps, self.algorithm.updates, self.wall_s, self.policy, result,
+            self.out, self.env_steps, algorithm.updates, self.clock.wall_s, self.policy, result,
             interrupted=result is None,
         )  # fmt: skip
 
@@ -193,19 +193,20 @@ class Trainer:
         for metrics in self.algorithm.learn(self.env_steps):
             self.meter.update(metrics)
 
-    def _log(self, writer: MetricsWriter, rates: tuple[float, float], before: int) -> None:
-        """One line of metrics; `rates` are environment steps and updates per second."""
+    def _log(self, writer: MetricsWriter, rates: tuple[float, float], evaluates: bool) -> None:
+        """One line of metrics, with an evaluation or without; `rates` are environment steps and
+        updates per second."""
         metrics: dict[str, Any] = {
             "env_steps": self.env_steps,
             "updates": self.algorithm.updates,
-            "wall_s": round(self.wall_s, 3),
+            **self.clock.seconds(),
             **self.meter.take(),
             "env_steps_per_s": round(rates[0], 2),
             "updates_per_s": round(rates[1], 3),
         }
-        config = self.config.eval
-        if config.interval and _crossed(before, self.env_steps, config.interval):
-            metrics["eval"] = self.evaluate(config.interval_episodes)
+        if evaluates:
+            with self.clock.paused():
+                metrics["eval"] = self.evaluate(self.config.eval.interval_episodes)
         writer.write(metrics)
         for callback in self.callbacks:
             callback.on_log(metrics)
@@ -245,7 +246,7 @@ class Trainer:
         result = {
             "env_steps": self.env_steps,
             "updates": self.algorithm.updates,
-            "wall_s": round(self.wall_s, 3),
+            **self.clock.seconds(),
             **self.evaluate(self.config.eval.episodes),
             **baselines,
         }
@@ -262,7 +263,8 @@ class Trainer:
         folder = writer.commit(
             {
                 "env_steps": self.env_steps,
-                "wall_s": self.wall_s,
+                "wall_s": self.clock.wall_s,
+                "cpu_s": self.clock.cpu_s,
                 "acting_generator": self._noise.get_state().tolist(),
                 "episodes": self.algorithm.collector.state(),
                 "meter": self.meter.state(),
@@ -279,7 +281,8 @@ class Trainer:
         try:
             self.algorithm.restore(folder, state)
             self.meter.restore(state["meter"])
-            self.env_steps, self.wall_s = state["env_steps"], state["wall_s"]
+            self.env_steps = state["env_steps"]
+            self.clock.add(state["wall_s"], state["cpu_s"])
             self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
@@ -325,4 +328,4 @@ def refuse_used_folder(out: Path) -> None:
 
 
 def _crossed(before: int, now: int, interval: int) -> bool:
-    return now // interval > before // interval
+    return interval > 0 and now // interval > before // interval
