@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,17 @@ class TrainConfig:
         """From nested plain types; unknown names raise ConfigError with near matches."""
         return _build(TrainConfig, values, "")
 
+    @staticmethod
+    def preset(name: str) -> TrainConfig:
+        """The defaults with published settings in their place: a name of `presets.PRESETS`."""
+        if name not in PRESETS:
+            raise ConfigError(f"no preset is named {name!r}; choose one of {', '.join(PRESETS)}")
+        return TrainConfig().with_overrides(PRESETS[name])
+
+    def merged(self, values: Mapping[str, Any]) -> TrainConfig:
+        """A copy with what `values`, nested plain types, hold instead; raises as `from_dict`."""
+        return TrainConfig.from_dict(_merged(TrainConfig, self.to_dict(), values))
+
     def save(self, path: str | Path) -> None:
         """Write YAML."""
         import yaml
@@ -214,6 +226,19 @@ def field_types(cls: type, prefix: str = "") -> dict[str, Any]:
             found.update(field_types(typing.cast(type, kind), f"{prefix}{name}."))
         else:
             found[f"{prefix}{name}"] = kind
+    return found
+
+
+def _merged(cls: Any, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a configuration class, changed group by group and field by field."""
+    hints = typing.get_type_hints(cls)
+    found = dict(values)
+    for name, change in changes.items():
+        group = hints.get(name)
+        if dataclasses.is_dataclass(group) and isinstance(change, Mapping):
+            found[name] = _merged(group, values[name], change)
+        else:
+            found[name] = change
     return found
 
 
