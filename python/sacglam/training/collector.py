@@ -72,6 +72,7 @@ class Collector:
         envs: the environments.
         policy: what acts.
         buffer, texts: where finished episodes go.
+        explore: share of actions drawn uniformly instead of from the policy.
         seed: the run's seed; episode k of environment i is seeded by (seed, i, k).
         generator: for sampling actions.
         reset_options: passed to every `reset`.
@@ -84,12 +85,14 @@ class Collector:
         buffer: ReplayBuffer,
         texts: ReplayTexts,
         *,
+        explore: float = 0.0,
         seed: int,
         generator: torch.Generator,
         reset_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.envs, self.policy, self.buffer, self.texts = envs, policy, buffer, texts
         self.generator = generator
+        self.explore = explore
         self._seed = seed
         self._options = dict(reset_options or {})
         self._episodes: list[Episode] = []
@@ -100,7 +103,9 @@ class Collector:
 
     def step(self) -> list[EpisodeResult]:
         """One step in every environment; returns the episodes that it finished."""
-        chosen = choose_actions(self.policy, self._episodes, generator=self.generator)
+        chosen = choose_actions(
+            self.policy, self._episodes, explore=self.explore, generator=self.generator
+        )
         return self._apply(dict(enumerate(chosen)))
 
     def _begin(self, i: int, number: int) -> Episode:
@@ -176,11 +181,12 @@ def choose_actions(
     episodes: Sequence[Episode],
     *,
     greedy: bool = False,
+    explore: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[int]:
-    """Index of the action that the policy takes in each episode."""
+    """Index of the action that the policy takes in each episode; options as `Policy.choose`."""
     forest = pack_episodes(policy, episodes, leaves=False)
-    return policy.choose(forest, greedy=greedy, generator=generator).tolist()
+    return policy.choose(forest, greedy=greedy, explore=explore, generator=generator).tolist()
 
 
 def pack_episodes(policy: Policy, episodes: Sequence[Episode], *, leaves: bool) -> Forest:

@@ -116,6 +116,7 @@ class Trainer:
             self.policy,
             self.buffer,
             self.texts,
+            explore=config.sac.explore,
             seed=config.seed,
             generator=self._noise,
             reset_options=self._reset_options,
