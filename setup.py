@@ -78,7 +78,10 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(build), "--parallel"], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / target.name, target)
+        # Under another name first: processes may be running the module that is replaced.
+        fresh = target.with_name(target.name + ".new")
+        shutil.copy2(build / target.name, fresh)
+        os.replace(fresh, target)
 
     @staticmethod
     def drop_stale(build: Path, settings: list[str]) -> None:

@@ -7,5 +7,6 @@ namespace sacglam {
 
 void bind_replay(pybind11::module_& m);
 void bind_forest(pybind11::module_& m);
+void bind_cpu(pybind11::module_& m);
 
 }  // namespace sacglam

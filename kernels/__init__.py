@@ -15,7 +15,9 @@ from .forest_attention import (
     forest_attention,
     segment_attention,
 )
+from .gated_activation import gated_activation, gated_activation_reference
 from .linear_logprob import edge_logits, linear_logprob, linear_logprob_reference
+from .rms_norm import rms_norm, rms_norm_reference
 
 __all__ = [
     "AttentionPlan",
@@ -27,10 +29,14 @@ __all__ = [
     "candidate_softmax_reference",
     "edge_logits",
     "forest_attention",
+    "gated_activation",
+    "gated_activation_reference",
     "linear_logprob",
     "linear_logprob_reference",
     "plan_forest",
     "plan_segments",
+    "rms_norm",
+    "rms_norm_reference",
     "segment_attention",
     "triton_available",
 ]

@@ -65,7 +65,8 @@ class AttentionPlan:
 
     Fields: q_start, k_start int32 [P + 1] token offsets (the same tensor for a forest);
     q_total, k_total tokens; end int32 [T] or None (segments); prefix tokens shared by all trees;
-    q_pos, k_pos int32 [T] depths, needed with a bias table.
+    q_pos, k_pos int32 [T] depths, needed with a bias table; q_node int32 [Tq], the tokens that are
+    queries, where not all of them are (`only`).
     """
 
     q_start: torch.Tensor
@@ -76,11 +77,27 @@ class AttentionPlan:
     prefix: int = 0
     q_pos: torch.Tensor | None = None
     k_pos: torch.Tensor | None = None
+    q_node: torch.Tensor | None = None
     _cache: dict[object, object] = field(default_factory=dict, repr=False)
 
     @property
     def trees(self) -> int:
         return self.q_start.shape[0] - 1
+
+    def only(self, tokens: torch.Tensor) -> AttentionPlan:
+        """The plan of a forest for the queries of these tokens alone, int64 [R], rising."""
+        if self.end is None or self.q_node is not None or self.prefix:
+            raise ValueError("only a forest without a shared prefix can leave queries out")
+        return AttentionPlan(
+            q_start=torch.searchsorted(tokens, self.k_start.long()).int(),
+            k_start=self.k_start,
+            q_total=tokens.shape[0],
+            k_total=self.k_total,
+            end=self.end,
+            q_pos=None if self.q_pos is None else self.q_pos[tokens],
+            k_pos=self.k_pos,
+            q_node=tokens.int(),
+        )
 
     def tiles(self, side: str, block: int) -> torch.Tensor:
         """int32 [N, 4], a row per tile of at most `block` rows of one tree, made on the device.

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-Backend = Literal["auto", "torch", "triton"]
+Backend = Literal["auto", "torch", "native", "triton"]
 
 
 @lru_cache(maxsize=1)
@@ -26,16 +26,17 @@ def interpreting() -> bool:
 def use_triton(backend: Backend, tensor: torch.Tensor) -> bool:
     """Resolve `backend` for work on `tensor`.
 
-    "auto": Triton on CUDA where it is installed, torch elsewhere. "triton" on a CPU tensor needs
+    "auto": Triton on CUDA where it is installed. "native": the CPU kernels, where an operation has
+    them (see there). "triton" on a CPU tensor needs
     TRITON_INTERPRET=1. Raises ValueError for an unknown name or a device Triton cannot serve, and
     ImportError where "triton" is asked for and absent.
     """
-    if backend == "torch":
+    if backend in ("torch", "native"):
         return False
     if backend == "auto":
         return tensor.is_cuda and triton_available()
     if backend != "triton":
-        raise ValueError(f"backend={backend!r}: need 'auto', 'torch' or 'triton'")
+        raise ValueError(f"backend={backend!r}: need 'auto', 'torch', 'native' or 'triton'")
     if not triton_available():
         raise ImportError("backend='triton' needs the package triton: pip install 'sacglam[gpu]'")
     if not tensor.is_cuda and not interpreting():

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from . import forest_attention_cpu as native_attention
 from .attention_plan import AttentionPlan, plan_forest, plan_segments
 from .backend import Backend, use_triton
 
@@ -84,16 +85,54 @@ def attention(
     *,
     bias: torch.Tensor | None = None,
     scale: float | None = None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     backend: Backend = "auto",
 ) -> torch.Tensor:
-    """Attention under a plan made once a batch; arguments and result as in `forest_attention`."""
+    """Attention under a plan made once a batch; arguments and result as in `forest_attention`.
+
+    rotary: (cos, sin), each [T, D] by token, rotates queries and keys first: x cos +
+    rotate_half(x) sin (Su et al. 2021, halves as in Llama). backend: "auto" takes Triton on CUDA
+    and the native kernels on the CPU where they serve (float32), else torch.
+    """
     _check(q, k, v, plan, bias)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.numel() == 0:
         return q.clone()
+    native = backend in ("auto", "native") and native_attention.serves(q, k, v, plan, bias)
+    if backend == "native" and not native:
+        raise ValueError(
+            f"backend='native' needs float32 tensors on the CPU and no shared prefix, got "
+            f"{q.dtype} on {q.device} and a prefix of {plan.prefix}"
+        )
+    if native:
+        return native_attention.NativeAttention.apply(q, k, v, bias, rotary, plan, scale)
+    if rotary is not None:
+        own = rotary if plan.q_node is None else tuple(x[plan.q_node.long()] for x in rotary)
+        q, k = rotate(q, *own), rotate(k, *rotary)
+    if plan.q_node is not None:
+        return _with_all_queries(q, k, v, plan, bias, scale, backend)
     if not use_triton(backend, q):
         return padded_attention(q, k, v, plan, bias=bias, scale=scale)
     return _TritonAttention.apply(q, k, v, bias, plan, scale)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of x [H, T, D] by cos, sin [T, D]."""
+    low, high = x.chunk(2, -1)
+    return x * cos + torch.cat([-high, low], -1) * sin
+
+
+def _with_all_queries(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan,
+    bias: torch.Tensor | None, scale: float, backend: Backend,
+) -> torch.Tensor:  # fmt: skip
+    """A plan that leaves queries out, where a backend knows only whole forests."""
+    assert plan.end is not None
+    assert plan.q_node is not None
+    tokens = plan.q_node.long()
+    whole = plan_forest(plan.end, plan.k_start, pos=plan.k_pos)
+    every = q.new_zeros(q.shape[0], plan.k_total, q.shape[2]).index_copy(1, tokens, q)
+    return attention(every, k, v, whole, bias=bias, scale=scale, backend=backend)[:, tokens]
 
 
 def _check(
@@ -145,6 +184,8 @@ def attention_reference(
     keys = k.double().repeat_interleave(group, 0)
     values = v.double().repeat_interleave(group, 0)
     i = torch.arange(plan.q_total, device=q.device)[:, None]
+    if plan.q_node is not None:
+        i = plan.q_node.long()[:, None]
     j = torch.arange(plan.k_total, device=q.device)[None, :]
     if plan.end is not None:
         visible = (j <= i) & (i < plan.end[None, :])

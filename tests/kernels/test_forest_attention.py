@@ -76,6 +76,89 @@ def test_forest_in_lower_precision(dtype, tolerance, make_forest, relative_error
     _compare(*case, dtype, "torch", tolerance, relative_error)
 
 
+@pytest.mark.parametrize("name", [name for name, case in FORESTS.items() if case[1] == 0])
+def test_native_forest(name, make_forest, relative_error):
+    case = _case(make_forest, name)
+    if case[0].q_total == 1:
+        pytest.skip("the gradients of a single token are rounding alone")
+    _compare(*case, torch.float32, "native", 2e-6, relative_error)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(1, 1, 5), (4, 2, 64), (2, 1, 200)])
+def test_native_forest_of_many_shapes(heads, kv_heads, dim, threads, make_forest, relative_error):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        forest = make_forest([1, 40, 7, 1, 90], trunk=0.8, seed=dim)
+        plan = plan_forest(forest.end, forest.tree_start, pos=forest.pos)
+        _compare(plan, heads, kv_heads, dim, True, torch.float32, "native", 3e-6, relative_error)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_native_result_does_not_depend_on_the_threads(make_forest):
+    forest = make_forest([30, 50, 20, 60], trunk=0.6)
+    plan = plan_forest(forest.end, forest.tree_start, pos=forest.pos)
+    leaves, generator = _inputs([(4, 160, 16)] * 3, torch.float32, seed=4)
+    bias = torch.randn(4, 21, generator=generator).requires_grad_()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            out = attention(*leaves, plan, bias=bias, backend="native")
+            results.append([out, *torch.autograd.grad(out.square().sum(), [*leaves, bias])])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float32, "native"), (torch.float64, "torch")]
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_some_queries_with_rotary_embedding(dtype, backend, with_bias, make_forest, relative_error):
+    """Rows of the result for all queries, with queries and keys rotated beforehand."""
+    forest = make_forest([23, 1, 40], trunk=0.5, seed=2)
+    whole = plan_forest(forest.end, forest.tree_start, pos=forest.pos)
+    tokens = torch.tensor([0, 3, 4, 22, 30, 31, 62, 63])
+    (q, k, v), generator = _inputs([(4, 64, 16), (2, 64, 16), (2, 64, 16)], dtype, seed=5)
+    angle = torch.rand(64, 8, generator=generator, dtype=torch.float64).repeat(1, 2) * 6
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    bias = torch.randn(4, 13, generator=generator).to(dtype) if with_bias else None
+    out = attention(
+        q[:, tokens], k, v, whole.only(tokens), bias=bias, rotary=(cos, sin), backend=backend
+    )
+    turned = [
+        x.double() * angle.cos() + torch.cat([-x[..., 8:], x[..., :8]], -1) * angle.sin()
+        for x in (q, k)
+    ]
+    expected = attention_reference(*turned, v, whole, bias=bias)[:, tokens]
+    tolerance = 2e-6 if dtype is torch.float32 else 1e-12
+    assert relative_error(out, expected) < tolerance
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    got = torch.autograd.grad((out * weight).sum(), [q, k, v])
+    want = torch.autograd.grad((expected * weight).sum(), [q, k, v])
+    for name, a, b in zip(("dq", "dk", "dv"), got, want, strict=True):
+        assert relative_error(a, b) < tolerance, name
+
+
+def test_native_attention_refuses_what_it_cannot_do(make_forest):
+    forest = make_forest([4], prefix=2)
+    plan = plan_forest(forest.end, forest.tree_start, prefix=2)
+    x = torch.randn(1, 6, 8)
+    with pytest.raises(ValueError, match="prefix of 2"):
+        attention(x, x, x, plan, backend="native")
+    with pytest.raises(ValueError, match="shared prefix"):
+        plan.only(torch.tensor([3]))
+    two = make_forest([3, 3])
+    outside = plan_forest(two.end, two.tree_start).only(torch.tensor([1]))
+    outside.q_node = torch.tensor([5], dtype=torch.int32)  # a token of the other tree
+    with pytest.raises(ValueError, match="tokens of their tree"):
+        attention(x[:, :1], x, x, outside, backend="native")
+
+
 @pytest.mark.parametrize("name", FORESTS)
 def test_forest_kernels(name, interpreter, make_forest, relative_error):
     _compare(*_case(make_forest, name), torch.float32, "triton", 5e-6, relative_error)
@@ -115,16 +198,32 @@ def test_segments_match_dense_mask(sizes, with_bias, relative_error):
     _compare(plan, 4, 2, 16, with_bias, torch.float64, "torch", 1e-12, relative_error)
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("sizes", [([4, 19, 1], [4, 19, 1]), ([2, 7, 40], [50, 1, 33])])
+def test_native_segments(sizes, with_bias, relative_error):
+    plan = _segments(*sizes)
+    _compare(plan, 4, 2, 16, with_bias, torch.float32, "native", 2e-6, relative_error)
+
+
+def test_native_bias_where_positions_do_not_count_up(relative_error):
+    """Positions of any order: a bias is then looked up pair by pair."""
+    start = torch.tensor([0, 7, 12], dtype=torch.int32)
+    pos = torch.tensor([3, 1, 0, 6, 2, 2, 9, 0, 4, 1, 1, 5], dtype=torch.int32)
+    plan = plan_segments(start, 12, q_pos=pos)
+    _compare(plan, 2, 1, 16, True, torch.float32, "native", 2e-6, relative_error)
+
+
 @pytest.mark.parametrize("sizes", [([4, 19, 1], [4, 19, 1]), ([2, 7, 40], [50, 1, 33])])
 def test_segment_kernels(sizes, interpreter, relative_error):
     plan = _segments(*sizes)
     _compare(plan, 4, 2, 16, True, torch.float32, "triton", 5e-6, relative_error)
 
 
-def test_query_without_keys_gets_zeros():
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_query_without_keys_gets_zeros(backend):
     plan = _segments([3, 2], [0, 4])
     q, k, v = torch.randn(2, 5, 8), torch.randn(2, 4, 8), torch.randn(2, 4, 8)
-    out = attention(q, k, v, plan, backend="torch")
+    out = attention(q, k, v, plan, backend=backend)
     assert out[:, :3].abs().max() == 0
     expected = attention_reference(q, k, v, plan)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)

@@ -42,16 +42,57 @@ def test_float64_agrees_with_naive_loop(make_policy: Any, naive: Any, architectu
         np.testing.assert_allclose(found.q, q, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "flan-t5"])
 def test_float32_agrees_with_naive_loop(make_policy: Any, naive: Any, architecture: str):
+    """The native kernels, which serve float32 alone."""
     policy = make_policy(architecture, torch.float32)
     prompts, candidates = _batch(1)
     for prompt, actions, found in zip(
         prompts, candidates, policy.score(prompts, candidates), strict=True
     ):
         with torch.no_grad():
-            expected = torch.stack([naive(policy, architecture, prompt, a)[0] for a in actions])
-        np.testing.assert_allclose(found.log_probs, expected, rtol=1e-4)
+            pairs = [naive(policy, architecture, prompt, a) for a in actions]
+            q = policy.heads(torch.stack([h for _, h in pairs])).min(0).values
+        np.testing.assert_allclose(found.log_probs, torch.stack([p for p, _ in pairs]), rtol=1e-4)
+        np.testing.assert_allclose(found.q, q, rtol=1e-4, atol=1e-5)
+
+
+def test_float32_gradients_agree_with_the_reference(make_policy: Any, architecture: str):
+    """The native kernels' backward passes, through scores and Q, against dense float64 attention
+    under the library's own layers."""
+    prompts, candidates = _batch(4)
+    gradients = []
+    for dtype, attn in ((torch.float32, "fast"), (torch.float64, "reference")):
+        policy = make_policy(architecture, dtype, attn=attn)
+        if gradients:  # the same weights, not the same seed in another precision
+            policy.model.load_state_dict(weights)
+            policy.heads.load_state_dict(heads)
+        weights, heads = policy.model.state_dict(), policy.heads.state_dict()
+        policy.heads.to(dtype)
+        scores = policy.forward(policy._pack_texts(prompts, candidates, leaves=True))
+        noise = torch.from_numpy(np.random.default_rng(0).normal(size=scores.log_prob.shape))
+        weight = (noise * scores.mask).to(dtype)
+        ((scores.log_prob + scores.q.min(0).values) * weight).sum().backward()
+        gradients.append({n: p.grad for n, p in policy.trainable_parameters().items()})
+    for name, expected in gradients[1].items():
+        found = gradients[0][name]
+        if expected is None:
+            assert found is None or not found.any(), name
+            continue
+        error = (found.double() - expected).norm() / expected.norm().clamp(min=1e-6)
+        assert error < 1e-4, (name, float(error))
+
+
+def test_the_last_layer_computes_only_what_is_read(make_policy: Any):
+    policy = make_policy("llama", torch.float32)
+    prompts, candidates = _batch(5)
+    forest = policy._pack_texts(prompts, candidates, leaves=True)
+    seen = []
+    layer = policy.model.base_model.layers[-1]
+    layer.mlp.register_forward_hook(lambda *_: pytest.fail("the layer's own code ran"))
+    layer.mlp.down_proj.register_forward_hook(lambda _, x, y: seen.append(len(x[0])))
+    policy.forward(forest)
+    assert seen == [len(forest.read)]
+    assert len(forest.read) < len(forest.ids)
 
 
 def test_gradients_agree_with_naive_loop(make_policy: Any, make_model: Any, architecture: str):

@@ -33,7 +33,7 @@ ROOMS = [
 ]
 # Rooms that may know less than what lies below them.
 ONLY = {
-    "kernels": set(),
+    "kernels": {"_C"},
     "algorithms": {"errors"},
     "report": {"errors"},
     "presets": set(),

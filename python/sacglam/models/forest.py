@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ class Forest:
         ids, pos: int64 [T]; pos is the depth.
         longest: the deepest node's depth + 1.
         plan: attention among the nodes.
-        head_rows: int64 [R], nodes whose next-token law is needed.
-        edge_row, edge_token: int64 [E].
+        read: int64 [R], rising: the nodes whose hidden states are read.
+        head_rows: int64 [*], places in `read` whose next-token law is needed.
+        edge_row, edge_token: int64 [E], an edge's place in `head_rows` and its token.
         path_offsets: int64 [C + 1], path_edges: int64 [*], each candidate's edges.
         candidate_offsets: int64 [P + 1], the candidates of each tree.
-        leaf: int64 [C], node of the last token (None where leaves are elided).
+        leaf: int64 [C], place in `read` of the last token (None where leaves are elided).
         table: int64 [B, A], candidate of each batch row and column (0 where `mask` is False).
         mask: bool [B, A].
         encoder_ids: int64 [Te], for encoder-decoder models, with
@@ -38,6 +40,7 @@ class Forest:
     pos: Tensor
     longest: int
     plan: AttentionPlan
+    read: Tensor
     head_rows: Tensor
     edge_row: Tensor
     edge_token: Tensor
@@ -55,6 +58,11 @@ class Forest:
     @property
     def num_rows(self) -> int:
         return self.table.shape[0]
+
+    @cached_property
+    def read_plan(self) -> AttentionPlan:
+        """Attention of the nodes that are read to all of theirs."""
+        return self.plan.only(self.read)
 
     @property
     def num_candidates(self) -> int:
@@ -77,6 +85,7 @@ def forest_from_packed(packed: dict[str, Any], device: torch.device | str = "cpu
     table = np.where(present, offsets[trees][:, None] + columns[None, :], 0)
 
     total = len(packed["ids"])
+    read = np.union1d(packed["head_rows"], packed["leaf"])
     tree_start = narrow(packed["tree_start"])
     encoder: dict[str, Any] = {}
     if len(packed["encoder_ids"]):
@@ -93,13 +102,14 @@ def forest_from_packed(packed: dict[str, Any], device: torch.device | str = "cpu
         pos=tensor(packed["pos"]),
         longest=int(packed["pos"].max()) + 1,
         plan=plan_forest(narrow(packed["end"]), tree_start, pos=narrow(packed["pos"])),
-        head_rows=tensor(packed["head_rows"]),
+        read=tensor(read),
+        head_rows=tensor(np.searchsorted(read, packed["head_rows"])),
         edge_row=tensor(packed["edge_row"]),
         edge_token=tensor(packed["edge_token"]),
         path_offsets=tensor(packed["path_offsets"]),
         path_edges=tensor(packed["path_edges"]),
         candidate_offsets=tensor(offsets),
-        leaf=tensor(packed["leaf"]) if len(packed["leaf"]) else None,
+        leaf=tensor(np.searchsorted(read, packed["leaf"])) if len(packed["leaf"]) else None,
         table=tensor(table),
         mask=tensor(present),
         **encoder,

@@ -305,14 +305,24 @@ class Policy:
         return [actions[k] for actions, k in zip(candidates, chosen.tolist(), strict=True)]
 
     def choose(
-        self, forest: Forest, *, greedy: bool = False, generator: torch.Generator | None = None
+        self,
+        forest: Forest,
+        *,
+        greedy: bool = False,
+        explore: float = 0.0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Index of the chosen candidate per row of the forest; int64 [B]."""
+        """Index of the chosen candidate per row of the forest; int64 [B].
+
+        greedy: the most probable one; else drawn from (1 - explore) pi + explore uniform.
+        """
         with torch.no_grad():
             scores = self.forward(forest, with_q=False)
         if greedy:
             return scores.log_pi.masked_fill(~scores.mask, -torch.inf).argmax(-1)
-        return torch.multinomial(scores.pi, 1, generator=generator).squeeze(-1)
+        uniform = scores.mask / scores.mask.sum(-1, keepdim=True)
+        pi = torch.lerp(scores.pi, uniform.to(scores.pi.dtype), explore)
+        return torch.multinomial(pi, 1, generator=generator).squeeze(-1)
 
     def _pack_texts(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, leaves: bool

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, PromptTooLongError, UnsupportedModelError
-from . import attention
+from . import attention, fused
 from .forest import Forest
 
 CAUSAL = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2", "smollm3")
@@ -39,6 +39,9 @@ class Trunk:
         _refuse_unsupported(self.config)
         attention.register()
         _set_attention(self.base, ATTENTION[attn])
+
+        if attn == "fast":
+            fused.fuse(self.base)
 
     @property
     def hidden_size(self) -> int:
@@ -79,7 +82,7 @@ class Trunk:
             )
 
     def hidden(self, forest: Forest) -> Tensor:
-        """Last hidden states of the forest's nodes, float [T, D]."""
+        """Last hidden states of the nodes that are read (`forest.read`), float [R, D]."""
         raise NotImplementedError
 
 
@@ -92,8 +95,9 @@ class CausalTrunk(Trunk):
             position_ids=forest.pos[None],
             use_cache=False,
             plan=forest.plan,
+            read_plan=forest.read_plan,
         )
-        return out.last_hidden_state[0]
+        return _rows(out.last_hidden_state[0], forest)
 
 
 class EncoderDecoderTrunk(Trunk):
@@ -128,7 +132,12 @@ class EncoderDecoderTrunk(Trunk):
             plan=forest.plan,
             cross_plan=forest.cross_plan,
         )
-        return out.last_hidden_state[0]
+        return _rows(out.last_hidden_state[0], forest)
+
+
+def _rows(hidden: Tensor, forest: Forest) -> Tensor:
+    """The rows that are read, unless they are all that was computed."""
+    return hidden if hidden.shape[0] == forest.read.shape[0] else hidden[forest.read]
 
 
 def make_trunk(model: nn.Module, attn: str = "fast") -> Trunk:

@@ -155,6 +155,7 @@ class ReplayCollector(Collector):
         envs, seed, reset_options: as for `Collector`.
         policy: what acts.
         buffer, texts: where finished episodes go.
+        explore: share of actions drawn uniformly instead of from the policy.
         generator: for sampling actions.
     """
 
@@ -165,16 +166,19 @@ class ReplayCollector(Collector):
         buffer: ReplayBuffer,
         texts: ReplayTexts,
         *,
+        explore: float = 0.0,
         seed: int,
         generator: torch.Generator,
         reset_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(envs, seed=seed, reset_options=reset_options)
         self.policy, self.buffer, self.texts = policy, buffer, texts
-        self.generator = generator
+        self.explore, self.generator = explore, generator
 
     def _choose(self) -> list[int]:
-        return choose_actions(self.policy, self._episodes, generator=self.generator)
+        return choose_actions(
+            self.policy, self._episodes, explore=self.explore, generator=self.generator
+        )
 
     def _started(self, episode: Episode) -> None:
         self._record(episode)
@@ -210,11 +214,12 @@ def choose_actions(
     episodes: Sequence[Episode],
     *,
     greedy: bool = False,
+    explore: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[int]:
-    """Index of the action that the policy takes in each episode."""
+    """Index of the action that the policy takes in each episode; options as `Policy.choose`."""
     forest = pack_episodes(policy, episodes, leaves=False)
-    return policy.choose(forest, greedy=greedy, generator=generator).tolist()
+    return policy.choose(forest, greedy=greedy, explore=explore, generator=generator).tolist()
 
 
 def pack_episodes(policy: Policy, episodes: Sequence[Episode], *, leaves: bool) -> Forest:

@@ -50,6 +50,7 @@ class SacAlgorithm:
             policy,
             self.buffer,
             self.texts,
+            explore=config.sac.explore,
             seed=config.seed,
             generator=noise,
             reset_options=reset_options,
