@@ -6,18 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sacglam.training.demo import SETTINGS
+
 Overrides = Mapping[str, Any]
 
-# The demo's settings (docs/settings.md), for every method that is not about one of them.
+# The demo's settings, for every method that is not about one of them.
 SMALL: Overrides = {
-    "env.id": "playground/small",
-    "model.id": "tiny-llama",
-    "prompt.instruction": "",
-    "policy.reduce": "sum",
-    "sac.gamma": 0.8,
-    "sac.target_policy": True,
-    "steps_per_update": 6.0,
-    "log_interval": 1000,
+    **SETTINGS,
     "checkpoint_interval": 10_000,
     "keep_checkpoints": 1,
     "eval.interval": 2000,
