@@ -141,11 +141,11 @@ def prepared(request, tmp_path, quick) -> Setup:
         {"model.id": request.param, "device": "cpu"} | ({"optim.batch_size": 16} if quick else {})
     )
     trainer = Trainer(config)
-    trainer.collector.start()
+    trainer.algorithm.collector.start()
     for _ in range(20 if quick else 60):
-        trainer.collector.step()
+        trainer.algorithm.collector.step()
     rival = RepeatedPolicy(trainer.policy, str(tmp_path / "run" / "model"))
-    for actions in trainer.texts.known_sets():
+    for actions in trainer.algorithm.texts.known_sets():
         rival.candidate_set(actions)
     return Setup(trainer, rival)
 
@@ -158,8 +158,8 @@ def _gradients(policy: Any, scores: Scores) -> dict[str, Tensor]:
 
 
 def _agree(setup: Setup) -> None:
-    batch = setup.trainer.buffer.sample(16)
-    sets = setup.trainer.texts.policy_sets(batch.candidates)
+    batch = setup.trainer.algorithm.buffer.sample(16)
+    sets = setup.trainer.algorithm.texts.policy_sets(batch.candidates)
     found = []
     for policy in (setup.trainer.policy, setup.rival):
         scores = policy.forward(policy.pack(batch.prompt_ids, batch.prompt_offsets, sets))
@@ -176,8 +176,9 @@ def _agree(setup: Setup) -> None:
 def test_update(compare, peak_bytes, prepared):
     _agree(prepared)
     trainer = prepared.trainer
-    rival = Learner(prepared.rival, trainer.buffer, trainer.texts, trainer.config)  # type: ignore[arg-type]
-    methods = {"sacglam": trainer.learner.update, "prompt repeated": rival.update}
+    sac = trainer.algorithm
+    rival = Learner(prepared.rival, sac.buffer, sac.texts, trainer.config)  # type: ignore[arg-type]
+    methods = {"sacglam": sac.learner.update, "prompt repeated": rival.update}
     peaks = {name: peak_bytes(run) for name, run in methods.items()}
     size = trainer.config.optim.batch_size
     compare(f"update of {size}, {prepared.case}", methods, peak_bytes=peaks)

@@ -1,7 +1,7 @@
 """The configuration of a run: nested frozen dataclasses, one comment a field with unit and source.
 
-"paper" is SAC-GLAM (arXiv 2410.12481) or, where it is silent, its authors' code; "ours" was found
-by experiment (docs/settings.md).
+"paper" is SAC-GLAM (arXiv 2410.12481) or, where it is silent, its authors' code; "GLAM" is PPO-GLAM
+(arXiv 2302.02662); "ours" was found by experiment (docs/settings.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class CriticConfig:
+    kind: str = (
+        "leaf"  # Q at the action's last token, or reencode: prompt and action afresh (paper)
+    )
     trunk: str = "shared"  # or adapter: a LoRA adapter of its own
     gradient: bool = True  # whether its gradient enters a shared trunk
     heads: int = 2  # Q functions; 2: twin (SAC), 1: the authors' code
@@ -73,14 +77,29 @@ class CriticConfig:
 class SacConfig:
     gamma: float = 0.9  # discount per step (ours; paper 0.99)
     n_step: int = 3  # steps of the return (paper)
-    explore: float = 0.0  # share of uniformly random actions while collecting (ours)
+    explore: float = 0.1  # share of uniformly random actions while collecting (ours; paper 0)
     alpha: float = 0.01  # temperature, its first value if learned (ours)
     learn_alpha: bool = False  # drive the entropy toward entropy_share * log K
     entropy_share: float = 0.3  # c in c log K
     alpha_lr: float = 1e-3  # learning rate of log alpha (paper)
     target_rate: float = 0.02  # EMA rate of the target per update (ours; paper 0.005)
-    target_policy: bool = False  # take pi at s' from the target parameters: one pass less
+    target_policy: bool = True  # pi at s' from the target parameters: one pass less (ours)
     prior: bool = False  # KL to the frozen model's own policy instead of entropy (LINVIT)
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    gamma: float = 0.99  # discount per step (GLAM)
+    gae_lambda: float = 0.99  # lambda of the advantages (GLAM)
+    rollout: int = 40  # steps of each environment between updates (GLAM)
+    epochs: int = 4  # passes over a rollout (GLAM)
+    minibatch: int = 64  # transitions an update (GLAM)
+    clip: float = 0.2  # largest change of the probability ratio that pays (GLAM)
+    entropy_weight: float = 0.01  # factor of the entropy bonus (GLAM)
+    value_weight: float = 0.5  # factor of the value's loss (GLAM)
+    value_layers: list[int] = field(default_factory=lambda: [128])  # hidden widths of the V head
+    normalise: bool = True  # advantages to mean 0 and deviation 1, by minibatch
+    target_kl: float | None = None  # no further epoch once the policy moved so far [nats]
 
 
 @dataclass(frozen=True)
@@ -122,9 +141,11 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     sac: SacConfig = field(default_factory=SacConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    algo: str = "sac"  # sac, or ppo: the on-policy baseline (PPO-GLAM)
     total_steps: int = 20_000  # environment steps, all environments together
     learning_starts: int = 500  # environment steps before the first update
     steps_per_update: float = 4.0  # environment steps per gradient update
@@ -148,6 +169,17 @@ class TrainConfig:
     def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         """From nested plain types; unknown names raise ConfigError with near matches."""
         return _build(TrainConfig, values, "")
+
+    @staticmethod
+    def preset(name: str) -> TrainConfig:
+        """The defaults with published settings in their place: a name of `presets.PRESETS`."""
+        if name not in PRESETS:
+            raise ConfigError(f"no preset is named {name!r}; choose one of {', '.join(PRESETS)}")
+        return TrainConfig().with_overrides(PRESETS[name])
+
+    def merged(self, values: Mapping[str, Any]) -> TrainConfig:
+        """A copy with what `values`, nested plain types, hold instead; raises as `from_dict`."""
+        return TrainConfig.from_dict(_merged(TrainConfig, self.to_dict(), values))
 
     def save(self, path: str | Path) -> None:
         """Write YAML."""
@@ -198,6 +230,19 @@ def field_types(cls: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _merged(cls: Any, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a configuration class, changed group by group and field by field."""
+    hints = typing.get_type_hints(cls)
+    found = dict(values)
+    for name, change in changes.items():
+        group = hints.get(name)
+        if dataclasses.is_dataclass(group) and isinstance(change, Mapping):
+            found[name] = _merged(group, values[name], change)
+        else:
+            found[name] = change
+    return found
+
+
 def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
     if not isinstance(values, Mapping):
@@ -241,11 +286,13 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
 
 
 _CHOICES = {
+    "algo": ("sac", "ppo"),
     "env.split": ("train", "test"),
     "model.dtype": ("float32", "bfloat16", "float64"),
     "model.attn": ("fast", "reference"),
     "policy.score": ("logprob", "raw_logit"),
     "policy.reduce": ("sum", "mean"),
+    "critic.kind": ("leaf", "reencode"),
     "critic.trunk": ("shared", "adapter"),
     "replay.her_strategy": ("future", "final", "episode", "random", "none"),
     "replay.her_balance": ("goals", "events"),
@@ -271,6 +318,15 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "sac.entropy_share": (0, 1, True),
     "sac.alpha_lr": (0, 10, True),
     "sac.target_rate": (0, 1, False),
+    "ppo.gamma": (0, 1, True),
+    "ppo.gae_lambda": (0, 1, True),
+    "ppo.rollout": (1, 1 << 30, True),
+    "ppo.epochs": (1, 1 << 20, True),
+    "ppo.minibatch": (1, 1 << 20, True),
+    "ppo.clip": (0, float("inf"), False),
+    "ppo.entropy_weight": (0, 1e6, True),
+    "ppo.value_weight": (0, 1e6, True),
+    "ppo.target_kl": (0, 1e6, False),
     "replay.capacity": (1, 1 << 40, True),
     "replay.her_ratio": (0, 1, True),
     "optim.lr": (0, 10, False),
@@ -321,8 +377,9 @@ def _validate(config: TrainConfig) -> None:
             f"model.hidden_size {config.model.hidden_size} must be a multiple of model.heads "
             f"{config.model.heads}"
         )
-    if any(width < 1 for width in config.critic.layers):
-        raise ConfigError(f"critic.layers is {config.critic.layers}; widths must be at least 1")
+    for name in ("critic.layers", "ppo.value_layers"):
+        if any(width < 1 for width in _get(config, name)):
+            raise ConfigError(f"{name} is {_get(config, name)}; widths must be at least 1")
     lora_off = config.lora.r == 0 or (config.lora.r is None and config.model.id.startswith("tiny-"))
     if lora_off and (config.critic.trunk == "adapter" or config.sac.prior):
         what = "critic.trunk = adapter" if config.critic.trunk == "adapter" else "sac.prior"

@@ -69,6 +69,8 @@ def test_eval_play_plot(run: Path, capsys: pytest.CaptureFixture[str], tmp_path:
         (["train", "--replay.her-strategy", "fture"], "future, final"),
         (["train", "--optim.batch-size", "many"], "must be of type int"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--preset", "magelan"], "paper, magellan, glam"),
+        (["train", "--algo", "dqn"], "sac, ppo"),
         (["train", "--resume", "nowhere"], "no run to resume"),
         (["eval", "nowhere"], "not a run"),
         (["play", "nowhere"], "not a run"),
@@ -109,3 +111,14 @@ def test_file_and_flags_mix_and_flags_win(tmp_path: Path):
     assert main(["train", *flags, *QUICK]) == 0
     config = sacglam.TrainConfig.load(out / "config.yaml")
     assert (config.sac.alpha, config.sac.gamma, config.seed) == (0.5, 0.6, 3)
+
+
+def test_presets_files_and_flags_mix(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("sac: {gamma: 0.7, n_step: 2}\n")
+    out = tmp_path / "run"
+    flags = ["--preset", "magellan", "--config", str(tmp_path / "mine.yaml"), "--sac.gamma", "0.6"]
+    assert main(["train", *flags, "--critic.layers", "[16]", "--out", str(out), *QUICK]) == 0
+    config = sacglam.TrainConfig.load(out / "config.yaml")
+    assert (config.sac.gamma, config.sac.n_step, config.sac.target_rate) == (0.6, 2, 0.005)
+    assert config.critic.kind == "reencode"
+    assert main(["train", "--resume", str(out), "--preset", "paper"]) == 2

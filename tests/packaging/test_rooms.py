@@ -25,6 +25,7 @@ ROOMS = [
     "algorithms",
     "goals",
     "report",
+    "presets",
     "config",
     "training",
     "distributed",
@@ -35,6 +36,7 @@ ONLY = {
     "kernels": {"_C"},
     "algorithms": {"errors"},
     "report": {"errors"},
+    "presets": set(),
 }
 NEVER = {
     "text": {"kernels"},

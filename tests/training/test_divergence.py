@@ -19,14 +19,14 @@ class _Poison(Callback):
 
     def on_log(self, metrics: Any) -> None:
         if metrics["env_steps"] == 200:
-            sample = self.trainer.buffer.sample
+            sample = self.trainer.algorithm.buffer.sample
 
             def poisoned(*args: Any, **kwargs: Any) -> Any:
                 batch = sample(*args, **kwargs)
                 batch.n_step_return[:] = float("nan")
                 return batch
 
-            self.trainer.buffer.sample = poisoned  # type: ignore[method-assign]
+            self.trainer.algorithm.buffer.sample = poisoned  # type: ignore[method-assign]
 
 
 def test_nan_stops_saves_and_explains(quick_config: Any):
@@ -37,7 +37,7 @@ def test_nan_stops_saves_and_explains(quick_config: Any):
         trainer.train()
     folder = latest_checkpoint(trainer.out)
     assert all(torch.isfinite(x).all() for x in read_tensors(folder, "target").values())
-    del trainer.buffer.sample
+    del trainer.algorithm.buffer.sample
     resumed = Trainer.resume(trainer.out).train()
     assert resumed.env_steps == 400
     assert (Path(trainer.out) / "eval.json").is_file()

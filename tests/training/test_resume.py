@@ -13,7 +13,7 @@ from sacglam import Callback, Trainer, load_policy
 from sacglam.errors import CheckpointError, RunFolderError
 from sacglam.training.checkpoint import latest_checkpoint
 
-TIMES = ("wall_s", "env_steps_per_s", "updates_per_s")
+TIMES = ("wall_s", "cpu_s", "env_steps_per_s", "updates_per_s")
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
@@ -38,8 +38,11 @@ class _InterruptAt(Callback):
         {},
         {"model.id": "tiny-t5", "sac.learn_alpha": True, "replay.her_balance": "events"},
         {"prompt.history": 2, "prompt.list_actions": True, "env.id": "playground/zoo"},
+        {"algo": "ppo", "ppo.rollout": 30, "ppo.minibatch": 16, "ppo.target_kl": 0.001},
+        {"algo": "ppo", "ppo.rollout": 16, "model.id": "tiny-t5", "prompt.history": 1},
+        {"model.id": "tiny-t5", "critic.kind": "reencode", "eval.interval": 80},
     ],
-    ids=["llama", "t5-learned-alpha", "history"],
+    ids=["llama", "t5-learned-alpha", "history", "ppo", "ppo-t5", "reencode"],
 )
 def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, Any]):
     whole = Trainer(quick_config("whole", **options)).train()
@@ -49,7 +52,9 @@ def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, An
     resumed = Trainer.resume(stopped.out).train()
     assert not resumed.interrupted
     assert _metrics(whole.out) == _metrics(resumed.out)
-    assert len(_metrics(whole.out)) == 4
+    assert [m["env_steps"] for m in _metrics(whole.out) if m["env_steps"] % 100 == 0] == [
+        *(100, 200, 300, 400)
+    ]
     assert whole.evaluation is not None
     assert resumed.evaluation is not None
     assert whole.evaluation["success"] == resumed.evaluation["success"]
@@ -136,3 +141,11 @@ def test_a_users_environment_by_class_object_or_function(quick_config: Any):
     config = (results[0].out / "config.yaml").read_text()
     assert "Mine" in config
     assert "playground/small" not in config
+
+
+def test_evaluations_have_lines_of_their_own(quick_config: Any):
+    options = {"log_interval": 100, "eval.interval": 80, "eval.interval_episodes": 5}
+    lines = _metrics(Trainer(quick_config("evals", **options)).train().out)
+    assert [m["env_steps"] for m in lines] == [80, 100, 160, 200, 240, 300, 320, 400]
+    evaluated = {m["env_steps"]: m["eval"]["episodes"] for m in lines if "eval" in m}
+    assert evaluated == dict.fromkeys((80, 160, 240, 320, 400), 5)

@@ -226,19 +226,24 @@ def _document(
 
     installation = collect()
     known = {name: value for name, value in installation["versions"].items() if value}
-    commit = _git(folder, "rev-parse", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     command = ["sacglam", "bench", suite, *(["--quick"] if quick else [])]
     return {
         "machine": installation["machine"],
         "versions": {**versions, **known},
-        "commit": commit,
-        "dirty": None if commit is None else bool(changes),
+        **git_state(folder),
         "command": shlex.join(command),
         "quick": quick,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rows": rows,
     }
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """ "commit" of the checkout that holds `folder`, and "dirty", whether its files were changed
+    since; None outside of a checkout."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if commit is None else bool(changes)}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

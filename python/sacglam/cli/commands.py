@@ -18,17 +18,17 @@ def train(arguments: argparse.Namespace) -> int:
     overrides = overrides_from(arguments)
     if arguments.resume:
         total = overrides.pop("total_steps", None)
-        if overrides or arguments.config:
-            given = ", ".join(overrides) or "--config"
+        if overrides or arguments.config or arguments.preset:
+            given = ", ".join(overrides) or ("--config" if arguments.config else "--preset")
             raise ConfigError(
                 f"--resume continues a run with its own configuration; {given} cannot be changed "
                 "(only --total-steps may be given, to train longer)"
             )
         return run_with_progress(lambda c: Trainer.resume(
             arguments.resume, total_steps=total, callbacks=c))  # fmt: skip
-    config = (
-        TrainConfig.from_dict(read_yaml(arguments.config)) if arguments.config else TrainConfig()
-    )
+    config = TrainConfig.preset(arguments.preset) if arguments.preset else TrainConfig()
+    if arguments.config:
+        config = config.merged(read_yaml(arguments.config))
     config = config.with_overrides(overrides)
     return run_with_progress(lambda c: Trainer(config, callbacks=c))
 

@@ -22,7 +22,9 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", dest="model.id", metavar="ID", help="model (model.id)")
     comments = _comments()
     defaults = _flatten(TrainConfig().to_dict())
-    group = parser.add_argument_group("configuration fields (flags win over --config)")
+    group = parser.add_argument_group(
+        "configuration fields (flags win over --config, and that over --preset)"
+    )
     for name in field_types(TrainConfig):
         names = [f"--{name}"]
         dashed = f"--{name.replace('_', '-')}"

@@ -32,6 +32,8 @@ class Forest:
         encoder_ids: int64 [Te], for encoder-decoder models, with
         encoder_plan: attention among them, inside each prompt, and
         cross_plan: attention from each tree's nodes to its prompt.
+        reencoded: for a critic that encodes prompt and action afresh: a forest with one row for
+            each candidate of each batch row.
     """
 
     ids: Tensor
@@ -51,6 +53,7 @@ class Forest:
     encoder_ids: Tensor | None = None
     encoder_plan: AttentionPlan | None = None
     cross_plan: AttentionPlan | None = None
+    reencoded: Forest | None = None
 
     @property
     def num_rows(self) -> int:

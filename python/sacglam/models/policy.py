@@ -1,4 +1,4 @@
-"""The policy: a language model that scores candidate actions, with Q heads beside it."""
+"""The policy: a language model that scores candidate actions, with the critic's heads beside it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .._C import ForestPacker
 from ..errors import CandidateError, CheckpointError, ConfigError
 from ..text import PromptTemplate, TextCodec
+from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
 from .forest import Forest, forest_from_packed
 from .heads import QHeads
 from .loading import load_language_model
@@ -33,6 +34,7 @@ class PolicyOptions:
     score: str = "logprob"  # or "raw_logit"
     reduce: str = "sum"  # or "mean"
     temperature: float = 1.0  # tau of the softmax over candidates
+    critic: str = "leaf"  # or "reencode", "value": see models/critics.py
     critic_trunk: str = "shared"  # or "adapter"
     critic_gradient: bool = True  # whether the critic's gradient enters a shared trunk
     q_heads: int = 2
@@ -43,6 +45,7 @@ class PolicyOptions:
         for name, allowed in (
             ("score", ("logprob", "raw_logit")),
             ("reduce", ("sum", "mean")),
+            ("critic", CRITICS),
             ("critic_trunk", ("shared", "adapter")),
             ("attn", ("fast", "reference")),
         ):
@@ -55,11 +58,12 @@ class PolicyOptions:
 
 
 class CandidateScore(NamedTuple):
-    """Scores of one prompt's candidates, each float32 [K] (q: the minimum over the Q heads)."""
+    """Scores of one prompt's candidates, each float32 [K] (q: the minimum over the Q heads; None
+    for a policy trained by PPO, which has no Q)."""
 
     log_probs: npt.NDArray[np.float32]
     log_pi: npt.NDArray[np.float32]
-    q: npt.NDArray[np.float32]
+    q: npt.NDArray[np.float32] | None
 
 
 class Policy:
@@ -94,6 +98,10 @@ class Policy:
         self.heads.to(device=self.device, dtype=torch.promote_types(self.dtype, torch.float32))
         self.packer = ForestPacker(self.trunk.decoder_start)
         self._sets: dict[tuple[str, ...], int] = {}
+        self._reencodes = self.options.critic == "reencode" and self.trunk.encoder_decoder
+        if self._reencodes:  # its rows have their action in the prompt, and nothing to choose
+            self._sets[()] = 0
+            self.packer.add_set(0, np.zeros(1, dtype=np.int32), np.array([0, 1], dtype=np.int64))
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if self.options.critic_trunk == "adapter" and "critic" not in getattr(
             model, "peft_config", {}
@@ -129,11 +137,11 @@ class Policy:
             CandidateError: empty list, duplicates, or actions that are equal as tokens.
         """
         key = tuple(actions)
+        if not key:
+            raise CandidateError("the candidate list is empty: a policy needs at least one action")
         found = self._sets.get(key)
         if found is not None:
             return found
-        if not key:
-            raise CandidateError("the candidate list is empty: a policy needs at least one action")
         if len(set(key)) != len(key):
             twice = sorted({a for a in key if key.count(a) > 1})
             raise CandidateError(
@@ -152,6 +160,10 @@ class Policy:
         self._sets[key] = set_id
         return set_id
 
+    def known_sets(self) -> list[list[str]]:
+        """All registered lists of actions, in the order of their ids; for a checkpoint."""
+        return [list(key) for key in self._sets if key]
+
     def pack(
         self,
         prompts: npt.NDArray[np.int32],
@@ -163,27 +175,52 @@ class Policy:
     ) -> Forest:
         """Concatenated prompt ids [*], offsets [B + 1] and candidate sets [B] as one forest.
 
-        leaves: whether to run the candidates' last tokens, which Q needs and the policy does not.
+        leaves: whether to run the candidates' last tokens, which Q needs and the policy does not
+            (nor does V), or whatever else a critic needs for Q.
         rows: pack only these prompts of the batch.
         """
-        packed = self.packer.pack(prompts, offsets, sets, leaves, rows)
+        kept = leaves and not self._reencodes and self.options.critic != "value"
+        packed = self.packer.pack(prompts, offsets, sets, kept, rows)
         forest = forest_from_packed(packed, self.device)
         self.trunk.check_length(forest)
+        if leaves and self._reencodes:
+            forest = replace(forest, reencoded=self._reencoded(prompts, offsets, sets, rows))
         return forest
 
+    def _reencoded(
+        self,
+        prompts: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        sets: npt.NDArray[np.int32],
+        rows: npt.NDArray[np.int64] | None,
+    ) -> Forest:
+        """A row for each candidate, which is written into the prompt."""
+        texts = list(self._sets)
+        candidates = [[self.codec.action(a) for a in texts[k]] for k in sets.tolist()]
+        closing = len(self.codec.suffix)
+        ids, starts = prompts_with_actions(prompts, offsets, candidates, rows, closing)
+        none = np.zeros(len(starts) - 1, dtype=np.int32)
+        return forest_from_packed(self.packer.pack(ids, starts, none, False, None), self.device)
+
     def forward(self, forest: Forest, *, with_q: bool = True) -> Scores:
-        """Scores of all candidates, and their Q, from one pass (two for a critic of its own)."""
+        """Scores of all candidates, and what the critic says of them (Q, or V of the prompts), from
+        one pass (two for a critic of its own)."""
         separate = self.options.critic_trunk == "adapter"
         with self._adapter("default"):
             hidden = self.trunk.hidden(forest)
         scores = self._policy_over(hidden, forest, normalise=self.options.score == "logprob")
         if not with_q:
             return scores
-        if separate:
-            with self._adapter("critic"):
-                hidden = self.trunk.hidden(forest)
-        elif not self.options.critic_gradient:
+        if separate or forest.reencoded is not None:
+            with self._adapter("critic" if separate else "default"):
+                hidden = self.trunk.hidden(forest.reencoded or forest)
+        if not separate and not self.options.critic_gradient:
             hidden = hidden.detach()
+        if forest.reencoded is not None:
+            q = self.heads(first_states(hidden, forest.reencoded))
+            return replace(scores, q=reencoded_values(q, forest))
+        if self.options.critic == "value":
+            return replace(scores, v=self.heads(first_states(hidden, forest))[0])
         assert forest.leaf is not None
         return replace(scores, q=values_over(self.heads(hidden[forest.leaf]), forest))
 
@@ -233,6 +270,8 @@ class Policy:
     ) -> list[CandidateScore]:
         """Log-probabilities, policy and Q of every candidate of every prompt, without gradients.
 
+        Q is None for a policy trained by PPO.
+
         Args:
             prompts: B whole prompts.
             candidates: B lists of candidate actions, of any lengths.
@@ -244,13 +283,13 @@ class Policy:
         forest = self._pack_texts(prompts, candidates, leaves=True)
         with torch.no_grad():
             out = self.forward(forest)
-        assert out.q is not None
-        q_min = out.q.min(0).values
+        q_min = None if out.q is None else out.q.min(0).values
         found = []
         for b, actions in enumerate(candidates):
             k = len(actions)
-            row = (x[b, :k].cpu().numpy() for x in (out.log_prob, out.log_pi, q_min))
-            found.append(CandidateScore(*row))
+            log_probs, log_pi = (x[b, :k].cpu().numpy() for x in (out.log_prob, out.log_pi))
+            q = None if q_min is None else q_min[b, :k].cpu().numpy()
+            found.append(CandidateScore(log_probs, log_pi, q))
         return found
 
     def act(

@@ -24,6 +24,7 @@ class Scores:
         pi: float [B, A], the policy; 0 where `mask` is False.
         q: float [heads, B, A] or None; 0 where `mask` is False.
         mask: bool [B, A], which candidates exist.
+        v: float [B] or None, the prompts' values (policies trained by PPO).
     """
 
     log_prob: Tensor
@@ -31,6 +32,7 @@ class Scores:
     pi: Tensor
     q: Tensor | None
     mask: Tensor
+    v: Tensor | None = None
 
     @property
     def entropy(self) -> Tensor:

@@ -2,9 +2,10 @@
 
     checkpoints/step-000012000/
         policy/               weights (adapters in peft's format), heads, options
-        target.safetensors    the target's parameters
+        target.safetensors    the target's parameters (SAC)
         optimizer.safetensors moments of the optimiser
-        replay.bin            the replay buffer
+        replay.bin            the replay buffer (SAC)
+        rollout.safetensors   steps that were not yet learned from (PPO)
         state.json            counters, random generators, episodes under way
 
 Everything is written into a temporary folder and renamed at the end.

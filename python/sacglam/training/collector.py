@@ -1,4 +1,4 @@
-"""Acts in many environments at once and writes finished episodes into the replay buffer."""
+"""Acts in many environments at once; for SAC, finished episodes go into the replay buffer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..envs.vector import Transition, VectorEnv
@@ -66,33 +67,18 @@ class Episode:
 
 
 class Collector:
-    """Steps all environments together; one scoring pass chooses every action.
+    """Steps all environments together; a subclass says how actions are chosen and what is kept.
 
     Args:
         envs: the environments.
-        policy: what acts.
-        buffer, texts: where finished episodes go.
-        explore: share of actions drawn uniformly instead of from the policy.
         seed: the run's seed; episode k of environment i is seeded by (seed, i, k).
-        generator: for sampling actions.
         reset_options: passed to every `reset`.
     """
 
     def __init__(
-        self,
-        envs: VectorEnv,
-        policy: Policy,
-        buffer: ReplayBuffer,
-        texts: ReplayTexts,
-        *,
-        explore: float = 0.0,
-        seed: int,
-        generator: torch.Generator,
-        reset_options: Mapping[str, Any] | None = None,
+        self, envs: VectorEnv, *, seed: int, reset_options: Mapping[str, Any] | None = None
     ) -> None:
-        self.envs, self.policy, self.buffer, self.texts = envs, policy, buffer, texts
-        self.generator = generator
-        self.explore = explore
+        self.envs = envs
         self._seed = seed
         self._options = dict(reset_options or {})
         self._episodes: list[Episode] = []
@@ -103,21 +89,24 @@ class Collector:
 
     def step(self) -> list[EpisodeResult]:
         """One step in every environment; returns the episodes that it finished."""
-        chosen = choose_actions(
-            self.policy, self._episodes, explore=self.explore, generator=self.generator
-        )
-        return self._apply(dict(enumerate(chosen)))
+        return self._apply(dict(enumerate(self._choose())))
+
+    def _choose(self) -> list[int]:
+        """Index of the action to take in each environment."""
+        raise NotImplementedError
+
+    def _started(self, episode: Episode) -> None:
+        """An episode is in its first state."""
+
+    def _stepped(self, i: int, episode: Episode, chosen: int, step: Transition) -> None:
+        """Environment i took its action number `chosen`; the episode is in the state after it."""
 
     def _begin(self, i: int, number: int) -> Episode:
         episode = Episode(number, episode_seed(self._seed, TRAIN_EPISODES, i, number))
         observation, info = self.envs.reset(i, seed=episode.seed, options=self._options or None)
         episode.begin(observation, info)
-        self._record(episode)
+        self._started(episode)
         return episode
-
-    def _record(self, episode: Episode) -> None:
-        episode.observation_ids.append(self.texts.observation(episode.observation))
-        episode.candidate_ids.append(self.texts.candidates(episode.actions))
 
     def _apply(self, chosen: Mapping[int, int]) -> list[EpisodeResult]:
         actions = {i: self._episodes[i].actions[k] for i, k in chosen.items()}
@@ -125,28 +114,11 @@ class Collector:
         for i, step in sorted(self.envs.step(actions).items()):
             episode = self._episodes[i]
             episode.advance(actions[i], step)
-            episode.chosen.append(chosen[i])
-            episode.achieved.append([self.texts.goal(g) for g in step.info["achieved_goals"]])
-            self._record(episode)
+            self._stepped(i, episode, chosen[i], step)
             if step.terminated or step.truncated:
-                self._store(episode, step.terminated, step.truncated)
                 finished.append(episode.result(step.terminated))
                 self._episodes[i] = self._begin(i, episode.number + 1)
         return finished
-
-    def _store(self, episode: Episode, terminated: bool, truncated: bool) -> None:
-        achieved = episode.achieved
-        self.buffer.add_episode(
-            goal=self.texts.goal(episode.goal),
-            observations=np.array(episode.observation_ids, dtype=np.int32),
-            candidates=np.array(episode.candidate_ids, dtype=np.int32),
-            actions=np.array(episode.chosen, dtype=np.int32),
-            rewards=np.array(episode.rewards, dtype=np.float32),
-            terminated=terminated,
-            truncated=truncated and not terminated,
-            achieved_offsets=np.cumsum([0, *map(len, achieved)], dtype=np.int32),
-            achieved=np.array([g for goals in achieved for g in goals], dtype=np.int32),
-        )
 
     # --- resuming -----------------------------------------------------------------------------
 
@@ -176,6 +148,67 @@ class Collector:
                     break
 
 
+class ReplayCollector(Collector):
+    """Acts with one scoring pass a step, and writes finished episodes into the replay buffer.
+
+    Args:
+        envs, seed, reset_options: as for `Collector`.
+        policy: what acts.
+        buffer, texts: where finished episodes go.
+        generator: for sampling actions.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        policy: Policy,
+        buffer: ReplayBuffer,
+        texts: ReplayTexts,
+        *,
+        explore: float = 0.0,
+        seed: int,
+        generator: torch.Generator,
+        reset_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(envs, seed=seed, reset_options=reset_options)
+        self.policy, self.buffer, self.texts = policy, buffer, texts
+        self.explore = explore
+        self.generator = generator
+
+    def _choose(self) -> list[int]:
+        return choose_actions(
+            self.policy, self._episodes, explore=self.explore, generator=self.generator
+        )
+
+    def _started(self, episode: Episode) -> None:
+        self._record(episode)
+
+    def _record(self, episode: Episode) -> None:
+        episode.observation_ids.append(self.texts.observation(episode.observation))
+        episode.candidate_ids.append(self.texts.candidates(episode.actions))
+
+    def _stepped(self, i: int, episode: Episode, chosen: int, step: Transition) -> None:
+        episode.chosen.append(chosen)
+        episode.achieved.append([self.texts.goal(g) for g in step.info["achieved_goals"]])
+        self._record(episode)
+        if step.terminated or step.truncated:
+            self._store(episode, step.terminated, step.truncated)
+
+    def _store(self, episode: Episode, terminated: bool, truncated: bool) -> None:
+        achieved = episode.achieved
+        self.buffer.add_episode(
+            goal=self.texts.goal(episode.goal),
+            observations=np.array(episode.observation_ids, dtype=np.int32),
+            candidates=np.array(episode.candidate_ids, dtype=np.int32),
+            actions=np.array(episode.chosen, dtype=np.int32),
+            rewards=np.array(episode.rewards, dtype=np.float32),
+            terminated=terminated,
+            truncated=truncated and not terminated,
+            achieved_offsets=np.cumsum([0, *map(len, achieved)], dtype=np.int32),
+            achieved=np.array([g for goals in achieved for g in goals], dtype=np.int32),
+        )
+
+
 def choose_actions(
     policy: Policy,
     episodes: Sequence[Episode],
@@ -191,8 +224,15 @@ def choose_actions(
 
 def pack_episodes(policy: Policy, episodes: Sequence[Episode], *, leaves: bool) -> Forest:
     """The present prompts and candidates of the episodes; `leaves` as in `Policy.pack`."""
+    return policy.pack(*prompts_of(policy, episodes), leaves=leaves)
+
+
+def prompts_of(
+    policy: Policy, episodes: Sequence[Episode]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """The present prompts as concatenated ids, offsets [B + 1], and candidate sets [B]."""
     codec = policy.codec
     ids = [codec.prompt(e.goal, e.observation, e.history, e.actions) for e in episodes]
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     sets = np.array([policy.candidate_set(e.actions) for e in episodes], dtype=np.int32)
-    return policy.pack(np.concatenate(ids), offsets, sets, leaves=leaves)
+    return np.concatenate(ids), offsets, sets

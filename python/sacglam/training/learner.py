@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from ..algorithms import sac
 from ..config import TrainConfig
-from ..errors import ConfigError, DivergedError
 from ..models.forest import Forest
 from ..models.policy import Policy
 from ..models.scoring import Scores
 from ..models.target import TargetParameters
 from ..replay import ReplayBuffer
+from .optimiser import Optimiser, check_finite
 from .texts import ReplayTexts
 
 
@@ -37,19 +36,8 @@ class Learner:
         self.parameters = policy.trainable_parameters()
         self.target = TargetParameters(self.parameters)
         self.updates = 0
-        lr = config.optim.lr
-        if lr is None:
-            raise ConfigError("optim.lr is null; a resolved configuration has a number there")
-        head_lr = config.optim.head_lr or lr
-        heads = [p for n, p in self.parameters.items() if n.startswith("heads.")]
-        body = [p for n, p in self.parameters.items() if not n.startswith("heads.")]
-        self._rates = [lr, head_lr]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": body}, {"params": heads}],
-            lr=lr,
-            weight_decay=config.optim.weight_decay,
-            fused=policy.dtype in (torch.float32, torch.float64, torch.bfloat16),
-        )
+        self.optimiser = Optimiser(self.parameters, config)
+        self.optimizer = self.optimiser.adam
         start = math.log(max(config.sac.alpha, 1e-8))
         self.log_alpha = torch.tensor(start, device=policy.device, requires_grad=True)
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=config.sac.alpha_lr)
@@ -103,21 +91,19 @@ class Learner:
         loss = critic_loss
         if self.updates >= config.critic_warmup:
             loss = loss + config.optim.actor_weight * actor_loss
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.optim.grad_clip)
+        norm = self.optimiser.gradient(loss)
 
         q_chosen = scores.q.detach().min(0).values.gather(-1, action[:, None])
-        names = ("critic_loss", "actor_loss", "grad_norm", "entropy", "q_mean", "target_mean",
-                 "td_error")  # fmt: skip
-        stats = [critic_loss, actor_loss, norm, scores.entropy.mean(), q_chosen.mean(), y.mean(),
-                 td_error.mean()]  # fmt: skip
+        names = ("critic_loss", "actor_loss", "grad_norm", "grad_clipped", "entropy", "q_mean",
+                 "target_mean", "td_error")  # fmt: skip
+        stats = [critic_loss, actor_loss, norm, norm > config.optim.grad_clip,
+                 scores.entropy.mean(), q_chosen.mean(), y.mean(), td_error.mean()]  # fmt: skip
         values = torch.stack([x.detach().double() for x in stats]).tolist()  # one synchronisation
         metrics = dict(zip(names, values, strict=True))
-        self._check_finite(metrics)
+        check_finite(metrics, self.updates, huber=True)
 
-        self._set_learning_rate()
-        self.optimizer.step()
+        due = max(1.0, (config.total_steps - config.learning_starts) / config.steps_per_update)
+        self.optimiser.step(self.updates, self.updates / due)
         self.target.update(config.sac.target_rate)
         if config.sac.learn_alpha:
             self.alpha_optimizer.zero_grad(set_to_none=True)
@@ -141,21 +127,3 @@ class Learner:
                 prior = self.policy.prior(forest).log_pi
                 return sac.soft_value_with_prior(current.pi, current.log_pi, prior, target.q, alpha)
             return sac.soft_value(current.pi, current.log_pi, target.q, alpha)
-
-    def _set_learning_rate(self) -> None:
-        config = self.config
-        total = max(1.0, (config.total_steps - config.learning_starts) / config.steps_per_update)
-        warmup = config.optim.warmup_updates
-        share = min(1.0, (self.updates + 1) / warmup) if warmup else 1.0
-        share *= 1.0 - (1.0 - config.optim.final_lr) * min(1.0, self.updates / total)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * share
-
-    def _check_finite(self, metrics: Mapping[str, float]) -> None:
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise DivergedError(
-                f"{', '.join(bad)} became NaN or infinite at update {self.updates}. Try a smaller "
-                "learning rate (optim.lr), a smaller optim.grad_clip, critic.huber = 1, or "
-                "model.dtype = float32"
-            )

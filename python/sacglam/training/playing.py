@@ -85,9 +85,10 @@ def play_episodes(
     envs.close()
 
 
-def _scores(policy: Any, episode: Episode) -> tuple[torch.Tensor, torch.Tensor]:
-    """pi and the minimum of Q over the candidates, each float [K]."""
+def _scores(policy: Any, episode: Episode) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """pi and the minimum of Q over the candidates, each float [K]; no Q for a policy of PPO."""
     forest = pack_episodes(policy, [episode], leaves=True)
     with torch.no_grad():
         scores = policy.forward(forest)
-    return scores.pi[0].float().cpu(), scores.q.min(0).values[0].float().cpu()
+    q = None if scores.q is None else scores.q.min(0).values[0].float().cpu()
+    return scores.pi[0].float().cpu(), q

@@ -120,6 +120,7 @@ def evaluate_run(
         "env_steps": state["env_steps"],
         "updates": state["updates"],
         "wall_s": round(state["wall_s"], 3),
+        "cpu_s": round(state["cpu_s"], 3),
         **measure(evaluation.policy_chooser(policy, greedy=config.eval.greedy, seed=seed)),
         "baseline_random": measure(evaluation.random_chooser(seed)),
         "expert": None,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 # Streams are numbered for good: renumbering would change every seeded result.
-TRAIN_EPISODES, EVAL_EPISODES, ACTING, REPLAY, HEADS, RANDOM_POLICY = range(6)
+TRAIN_EPISODES, EVAL_EPISODES, ACTING, REPLAY, HEADS, RANDOM_POLICY, MINIBATCHES = range(7)
 
 
 def derive(seed: int, *path: int) -> int:

@@ -158,6 +158,7 @@ def make_policy(config: TrainConfig, env: Any, model_folder: Path) -> Policy:
 
 def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") -> Policy:
     """A policy around a model that is already loaded."""
+    sac = config.algo == "sac"
     return Policy(
         model,
         tokenizer,
@@ -166,10 +167,11 @@ def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") 
             score=config.policy.score,
             reduce=config.policy.reduce or "sum",
             temperature=config.policy.temperature,
+            critic=config.critic.kind if sac else "value",
             critic_trunk=config.critic.trunk,
             critic_gradient=config.critic.gradient,
-            q_heads=config.critic.heads,
-            q_layers=tuple(config.critic.layers),
+            q_heads=config.critic.heads if sac else 1,
+            q_layers=tuple(config.critic.layers if sac else config.ppo.value_layers),
             attn=config.model.attn,
         ),
         name=name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +16,13 @@ import torch
 from ..config import EnvConfig, TrainConfig
 from ..errors import CheckpointError, DivergedError, RunFolderError
 from ..models.policy import Policy, load_saved_policy
-from ..replay import ReplayBuffer
 from . import checkpoint, evaluation, setup
+from .algorithm import make_algorithm
 from .callbacks import Callback
-from .collector import Collector
+from .clock import Clock
 from .files import write_json
-from .learner import Learner
 from .metrics import Meter, MetricsWriter, drop_after
-from .seeds import ACTING, REPLAY, derive, generator
-from .texts import ReplayTexts
+from .seeds import ACTING, derive, generator
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class TrainResult:
 
     Attributes:
         out: the run's folder.
-        env_steps, updates, wall_s: how far it came, resumed parts included.
+        env_steps, updates, wall_s: how far it came, resumed parts included (and evaluations not).
         policy: the trained policy.
         evaluation: the content of eval.json, None if the run was interrupted.
         interrupted: whether Ctrl-C ended it early (a checkpoint was saved).
@@ -50,7 +47,7 @@ class TrainResult:
 
 
 class Trainer:
-    """Trains a language-model agent with SAC and hindsight relabeling.
+    """Trains a language-model agent with SAC and hindsight relabeling, or with PPO.
 
     Args:
         config: everything that determines the run.
@@ -88,15 +85,6 @@ class Trainer:
         self._has_expert = setup.attribute(probe, "expert_action") is not None
         self._envs = setup.make_envs(config, env)
         self._eval_envs = setup.make_envs(config, env)
-        self.buffer = ReplayBuffer(
-            config.replay.capacity,
-            n_step=config.sac.n_step,
-            gamma=config.sac.gamma,
-            her_strategy=config.replay.her_strategy,
-            her_ratio=config.replay.her_ratio,
-            her_balance=config.replay.her_balance,
-            seed=derive(config.seed, REPLAY),
-        )
         resumed = checkpoint.latest_checkpoint(self.out) if resume else None
         if resumed is not None:
             self.policy = load_saved_policy(resumed / "policy", device=config.device)
@@ -108,22 +96,13 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             self.policy = setup.make_policy(config, probe, self.out / "model")
         self._check_segments(probe)
-        self.texts = ReplayTexts(self.policy, self.buffer)
-        self.learner = Learner(self.policy, self.buffer, self.texts, config)
         self._noise = generator(config.seed, ACTING)
-        self.collector = Collector(
-            self._envs,
-            self.policy,
-            self.buffer,
-            self.texts,
-            explore=config.sac.explore,
-            seed=config.seed,
-            generator=self._noise,
-            reset_options=self._reset_options,
+        self.algorithm = make_algorithm(
+            config, self.policy, self._envs, self._noise, self._reset_options
         )
         self.meter = Meter()
         self.env_steps = 0
-        self.wall_s = 0.0
+        self.clock = Clock()
         self._stop = False
         self._resumed = resumed is not None
         if resumed is not None:
@@ -168,23 +147,23 @@ class Trainer:
         config.save(self.out / "config.yaml")
         if not self._resumed:
             write_json(self.out / "baselines.json", self._baselines())
-            self.collector.start()
+            self.algorithm.collector.start()
         writer = MetricsWriter(self.out)
-        started, since = time.perf_counter() - self.wall_s, (self.env_steps, self.learner.updates)
-        last_log = time.perf_counter()
+        algorithm = self.algorithm
+        since = (self.clock.wall_s, self.env_steps, algorithm.updates)
+        self.clock.start()
         saved_at = self.env_steps if self._resumed else -1
         with self._interruptible():
             try:
                 while self.env_steps < config.total_steps and not self._stop:
                     before = self.env_steps
                     self._iterate()
-                    self.wall_s = time.perf_counter() - started
-                    if _crossed(before, self.env_steps, config.log_interval):
-                        now = time.perf_counter()
-                        steps, updates = self.env_steps - since[0], self.learner.updates - since[1]
-                        rates = (steps / (now - last_log), updates / (now - last_log))
-                        self._log(writer, rates, before)
-                        last_log, since = now, (self.env_steps, self.learner.updates)
+                    evaluates = _crossed(before, self.env_steps, config.eval.interval)
+                    if evaluates or _crossed(before, self.env_steps, config.log_interval):
+                        now = (self.clock.wall_s, self.env_steps, algorithm.updates)
+                        wall_s, steps, updates = (n - s for n, s in zip(now, since, strict=True))
+                        self._log(writer, (steps / wall_s, updates / wall_s), evaluates)
+                        since = now
                     if _crossed(before, self.env_steps, config.checkpoint_interval):
                         self.save()
                         saved_at = self.env_steps
@@ -196,39 +175,38 @@ class Trainer:
             if saved_at != self.env_steps:
                 self.save()
         result = None
-        if self.env_steps >= config.total_steps:
-            result = self._final_evaluation()
+        with self.clock.paused():
+            if self.env_steps >= config.total_steps:
+                result = self._final_evaluation()
         return TrainResult(
-            self.out, self.env_steps, self.learner.updates, self.wall_s, self.policy, result,
+            self.out, self.env_steps, algorithm.updates, self.clock.wall_s, self.policy, result,
             interrupted=result is None,
         )  # fmt: skip
 
     def _iterate(self) -> None:
         """One step in every environment, and the updates that are due."""
-        config = self.config
-        for result in self.collector.step():
+        for result in self.algorithm.collector.step():
             self.meter.episode(result)
             for callback in self.callbacks:
                 callback.on_episode(result)
-        self.env_steps += config.env.num_envs
-        due = int((self.env_steps - config.learning_starts) / config.steps_per_update)
-        if self.meter.episodes:
-            while self.learner.updates < due:
-                self.meter.update(self.learner.update())
+        self.env_steps += self.config.env.num_envs
+        for metrics in self.algorithm.learn(self.env_steps):
+            self.meter.update(metrics)
 
-    def _log(self, writer: MetricsWriter, rates: tuple[float, float], before: int) -> None:
-        """One line of metrics; `rates` are environment steps and updates per second."""
+    def _log(self, writer: MetricsWriter, rates: tuple[float, float], evaluates: bool) -> None:
+        """One line of metrics, with an evaluation or without; `rates` are environment steps and
+        updates per second."""
         metrics: dict[str, Any] = {
             "env_steps": self.env_steps,
-            "updates": self.learner.updates,
-            "wall_s": round(self.wall_s, 3),
+            "updates": self.algorithm.updates,
+            **self.clock.seconds(),
             **self.meter.take(),
             "env_steps_per_s": round(rates[0], 2),
             "updates_per_s": round(rates[1], 3),
         }
-        config = self.config.eval
-        if config.interval and _crossed(before, self.env_steps, config.interval):
-            metrics["eval"] = self.evaluate(config.interval_episodes)
+        if evaluates:
+            with self.clock.paused():
+                metrics["eval"] = self.evaluate(self.config.eval.interval_episodes)
         writer.write(metrics)
         for callback in self.callbacks:
             callback.on_log(metrics)
@@ -267,8 +245,8 @@ class Trainer:
             baselines = json.loads((self.out / "baselines.json").read_text())
         result = {
             "env_steps": self.env_steps,
-            "updates": self.learner.updates,
-            "wall_s": round(self.wall_s, 3),
+            "updates": self.algorithm.updates,
+            **self.clock.seconds(),
             **self.evaluate(self.config.eval.episodes),
             **baselines,
         }
@@ -281,22 +259,16 @@ class Trainer:
         """Write a complete checkpoint; returns its folder."""
         writer = checkpoint.CheckpointWriter(self.out, self.env_steps)
         self.policy.save(writer.folder / "policy")
-        writer.tensors("target", self.learner.target.state_dict())
-        tensors = checkpoint.optimizer_tensors(self.learner.optimizer)
-        alpha = checkpoint.optimizer_tensors(self.learner.alpha_optimizer)
-        tensors |= {f"alpha.{name}": value for name, value in alpha.items()}
-        tensors["log_alpha"] = self.learner.log_alpha
-        writer.tensors("optimizer", tensors)
-        self.buffer.save(str(writer.folder / "replay.bin"))
+        learned = self.algorithm.save(writer)
         folder = writer.commit(
             {
                 "env_steps": self.env_steps,
-                "updates": self.learner.updates,
-                "wall_s": self.wall_s,
+                "wall_s": self.clock.wall_s,
+                "cpu_s": self.clock.cpu_s,
                 "acting_generator": self._noise.get_state().tolist(),
-                "episodes": self.collector.state(),
-                "candidate_sets": self.texts.known_sets(),
+                "episodes": self.algorithm.collector.state(),
                 "meter": self.meter.state(),
+                **learned,
             }
         )
         checkpoint.prune(self.out, self.config.keep_checkpoints)
@@ -307,21 +279,10 @@ class Trainer:
     def _restore(self, folder: Path) -> None:
         state = checkpoint.read_state(folder)
         try:
-            self.learner.target.load_state_dict(checkpoint.read_tensors(folder, "target"))
-            tensors = checkpoint.read_tensors(folder, "optimizer")
-            with torch.no_grad():
-                self.learner.log_alpha.copy_(tensors.pop("log_alpha"))
-            alpha = {k[6:]: v for k, v in tensors.items() if k.startswith("alpha.")}
-            body = {k: v for k, v in tensors.items() if not k.startswith("alpha.")}
-            checkpoint.restore_optimizer(self.learner.alpha_optimizer, alpha)
-            checkpoint.restore_optimizer(self.learner.optimizer, body)
-            self.learner.updates = state["updates"]
-            self.buffer.load(str(folder / "replay.bin"))
-            for actions in state["candidate_sets"]:
-                self.texts.candidates(actions)
+            self.algorithm.restore(folder, state)
             self.meter.restore(state["meter"])
-            self.env_steps, self.wall_s = state["env_steps"], state["wall_s"]
-            self.collector.restore(state["episodes"])
+            self.env_steps = state["env_steps"]
+            self.clock.add(state["wall_s"], state["cpu_s"])
             self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
@@ -367,4 +328,4 @@ def refuse_used_folder(out: Path) -> None:
 
 
 def _crossed(before: int, now: int, interval: int) -> bool:
-    return now // interval > before // interval
+    return interval > 0 and now // interval > before // interval

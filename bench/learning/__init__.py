@@ -1,0 +1,4 @@
+"""Learning studies: methods x seeds under one budget, and the figure and table they give.
+
+python -m bench.learning STUDY
+"""

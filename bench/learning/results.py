@@ -1,0 +1,157 @@
+"""The figures of a study as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sacglam.cli.bench import find_bench_dir, git_state
+from sacglam.report.doctor import collect
+from sacglam.training.files import write_text
+
+from .curves import AXES, Curve, read_curve, steps_to, summarise
+from .intervals import bootstrap_interval, interquartile_mean
+from .jobs import Job
+from .studies import Study
+
+THRESHOLDS = (0.5, 0.8, 0.9)
+
+
+def curves_by_method(jobs: Sequence[Job]) -> dict[str, dict[int, Curve]]:
+    """Method -> seed -> curve, of all runs that have one, finished or not."""
+    found: dict[str, dict[int, Curve]] = {}
+    for job in jobs:
+        curve = read_curve(job.folder)
+        if curve is not None:
+            found.setdefault(job.method, {})[job.seed] = curve
+    return found
+
+
+def collect_results(name: str, study: Study, jobs: Sequence[Job], command: str) -> dict[str, Any]:
+    """Everything that the study found, with what is needed to judge and to repeat it."""
+    installation = collect()
+    curves = curves_by_method(jobs)
+    return {
+        "study": name,
+        "title": study.title,
+        "command": command,
+        "machine": installation["machine"],
+        "versions": {k: v for k, v in installation["versions"].items() if v},
+        **git_state(find_bench_dir()),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "methods": {
+            method: {
+                "settings": dict(study.methods[method]),
+                "curves": _summaries(list(by_seed.values())),
+                "final": _final([job for job in jobs if job.method == method]),
+                "runs": {str(seed): _run(curve) for seed, curve in by_seed.items()},
+            }
+            for method, by_seed in curves.items()
+        },
+    }
+
+
+def _summaries(curves: Sequence[Curve]) -> dict[str, Any]:
+    found = {}
+    for axis in AXES:
+        s = summarise(curves, axis)
+        found[axis] = {
+            name: [round(float(v), 5) for v in values]
+            for name, values in (("x", s.x), ("iqm", s.mean), ("low", s.low), ("high", s.high))
+        }
+    return found
+
+
+def _final(jobs: Sequence[Job]) -> dict[str, Any] | None:
+    """Interquartile mean over the runs' final evaluations, mean of the families and each."""
+    done = [json.loads((job.folder / "eval.json").read_text()) for job in jobs if job.done]
+    if not done:
+        return None
+
+    def over_runs(scores: Sequence[float]) -> dict[str, Any]:
+        table = [[score] for score in scores]  # [runs, 1]
+        low, high = bootstrap_interval(table)
+        return {
+            "iqm": float(interquartile_mean(table)), "low": float(low), "high": float(high),
+            "runs": list(scores),
+        }  # fmt: skip
+
+    return {
+        "success_mean": over_runs([e["success_mean"] for e in done]),
+        "success": {f: over_runs([e["success"][f] for e in done]) for f in done[0]["success"]},
+        "episodes": done[0]["episodes"],
+        "env_steps": done[0]["env_steps"],
+        "updates": statistics.fmean(e["updates"] for e in done),
+        "wall_s": statistics.fmean(e["wall_s"] for e in done),
+        "cpu_s": statistics.fmean(e["cpu_s"] for e in done),
+    }
+
+
+def _run(curve: Curve) -> dict[str, Any]:
+    return {
+        **{axis: curve.at[axis].tolist() for axis in AXES},
+        "success_mean": curve.success.tolist(),
+        "success": {family: values.tolist() for family, values in curve.families.items()},
+        "steps_to": {f"{t:g}": steps_to(curve, t) for t in THRESHOLDS},
+        "cpu_s_to": {f"{t:g}": steps_to(curve, t, "cpu_s") for t in THRESHOLDS},
+    }
+
+
+def write_results(results: Mapping[str, Any], out: Path) -> None:
+    """results.json and table.md."""
+    # A list of numbers on one line: the file is read by people too.
+    text = re.sub(
+        r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), json.dumps(results, indent=1)
+    )
+    write_text(out / "results.json", text + "\n")
+    write_text(out / "table.md", table(results) + "\n")
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Steps to each threshold, the median over runs, and the final success, in Markdown."""
+    reach = [f"steps to {100 * t:.0f} %" for t in THRESHOLDS]
+    head = ["method", "runs", *reach, "CPU s to 80 %", "success at the end", "steps", "CPU s"]
+    lines = [_line(head), "|" + "---|" * len(head)]
+    for method, found in results["methods"].items():
+        runs = list(found["runs"].values())
+        cells = [_median([r["steps_to"][f"{t:g}"] for r in runs]) for t in THRESHOLDS]
+        cells.append(_median([r["cpu_s_to"]["0.8"] for r in runs]))
+        final = found["final"]
+        if final is None:
+            cells += ["under way", "", ""]
+        else:
+            mean = final["success_mean"]
+            cells += [
+                f"{100 * mean['iqm']:.1f} [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}]",
+                f"{final['env_steps']}",
+                f"{final['cpu_s']:.0f}",
+            ]
+        lines.append(_line([method, str(len(runs)), *cells]))
+    lines += [
+        "",
+        "Steps and CPU seconds: median over runs [least, most] until the first evaluation that "
+        "good, with how many runs came there where not all did. Success in %: interquartile mean "
+        "of the final evaluations [95 % stratified bootstrap interval].",
+    ]
+    return "\n".join(lines)
+
+
+def _median(values: Sequence[float | None]) -> str:
+    reached = [value for value in values if value is not None]
+    if not reached:
+        return "never"
+    share = f", {len(reached)} of {len(values)}" if len(reached) < len(values) else ""
+    # A run that never came there counts as later than all that did.
+    ordered = [*sorted(reached), *[float("inf")] * (len(values) - len(reached))]
+    middle = statistics.median_high(ordered)
+    median = "never" if middle == float("inf") else f"{middle:.0f}"
+    return f"{median} [{min(reached):.0f}, {max(reached):.0f}]{share}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,114 @@
+"""The named studies: which settings are compared, on what, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Overrides = Mapping[str, Any]
+
+# The demo's settings (docs/settings.md), for every method that is not about one of them.
+SMALL: Overrides = {
+    "env.id": "playground/small",
+    "model.id": "tiny-llama",
+    "prompt.instruction": "",
+    "policy.reduce": "sum",
+    "sac.gamma": 0.8,
+    "sac.target_policy": True,
+    "steps_per_update": 6.0,
+    "log_interval": 1000,
+    "checkpoint_interval": 10_000,
+    "keep_checkpoints": 1,
+    "eval.interval": 2000,
+    "eval.interval_episodes": 100,
+    "eval.episodes": 300,
+}
+SAC: Overrides = {**SMALL, "total_steps": 28_000}
+PPO: Overrides = {
+    **SMALL,
+    "algo": "ppo",
+    "total_steps": 160_000,
+    "eval.interval": 4000,
+}
+ZOO: Overrides = {
+    **SMALL,
+    "env.id": "playground/zoo",
+    "sac.gamma": 0.9,
+    "total_steps": 120_000,
+    "eval.interval": 5000,
+    "eval.interval_episodes": 200,
+    "eval.episodes": 400,
+}
+# An encoder-decoder costs several times more a step, so that it is given fewer.
+T5: Overrides = {**SAC, "model.id": "tiny-t5"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods compared on the same environment.
+
+    Attributes:
+        title: what the figure shows.
+        methods: name in the figure -> fields of `TrainConfig`, all that are not defaults.
+        seeds: of each method.
+        panels: heading -> methods drawn together; empty: all in one.
+    """
+
+    title: str
+    methods: Mapping[str, Overrides]
+    seeds: Sequence[int]
+    panels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def _ablations() -> Study:
+    base = "default"
+    groups: dict[str, dict[str, Overrides]] = {
+        "Q functions": {"single Q": {"critic.heads": 1}},
+        "n-step": {"n = 1": {"sac.n_step": 1}, "n = 5": {"sac.n_step": 5}},
+        "hindsight ratio": {
+            "ratio 0.3": {"replay.her_ratio": 0.3},
+            "ratio 0.5": {"replay.her_ratio": 0.5},
+            "ratio 0.9": {"replay.her_ratio": 0.9},
+        },
+        "hindsight strategy": {
+            name: {"replay.her_strategy": name} for name in ("final", "episode", "random")
+        },
+        "hindsight balance": {"by event": {"replay.her_balance": "events"}},
+        "temperature": {
+            "alpha 0.003": {"sac.alpha": 0.003},
+            "alpha 0.03": {"sac.alpha": 0.03},
+            "alpha learned": {"sac.learn_alpha": True},
+        },
+        "score": {"raw logit": {"policy.score": "raw_logit"}},
+    }
+    methods: dict[str, Overrides] = {base: SAC}
+    panels: dict[str, list[str]] = {}
+    for heading, group in groups.items():
+        methods.update({name: {**SAC, **changes} for name, changes in group.items()})
+        panels[heading] = [base, *group]
+    return Study("Ablations, playground/small", methods, range(3), panels)
+
+
+STUDIES: Mapping[str, Study] = {
+    "small": Study(
+        "Playground-Text (small)",
+        {
+            "SAC + HER": SAC,
+            "SAC": {**SAC, "replay.her_strategy": "none"},
+            "PPO": PPO,
+        },
+        range(5),
+    ),
+    "zoo": Study(
+        "Playground-Text (zoo)",
+        {"SAC + HER": ZOO, "SAC": {**ZOO, "replay.her_strategy": "none"}},
+        range(5),
+    ),
+    "ablations": _ablations(),
+    "critic": Study(
+        "Where the critic reads, encoder-decoder",
+        {"leaf": T5, "reencode": {**T5, "critic.kind": "reencode"}},
+        range(3),
+    ),
+}

@@ -1,0 +1,60 @@
+"""Where the critic's heads read, and what they say.
+
+leaf      Q(p, a) from the hidden state at the action's last token: the pass that scores all
+          candidates knows it already
+reencode  Q(p, a) from encoding prompt and action afresh, one encoder pass a candidate, at the
+          decoder's start token (the authors' code). For causal models the last token's state is
+          the same function of prompt and action, so that it is computed as `leaf`
+value     V(p) from the hidden state that begins every candidate: the prompt's last token, or
+          the decoder's start token (PPO-GLAM)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from .forest import Forest
+
+CRITICS = ("leaf", "reencode", "value")
+Ids = npt.NDArray[np.int32]
+
+
+def prompts_with_actions(
+    prompts: Ids,
+    offsets: npt.NDArray[np.int64],
+    sets: Sequence[Sequence[Ids]],
+    rows: npt.NDArray[np.int64] | None,
+    closing: int,
+) -> tuple[Ids, npt.NDArray[np.int64]]:
+    """Each prompt with each of its candidates written behind it, as concatenated ids and offsets.
+
+    Args:
+        prompts, offsets: the batch's prompts, concatenated ids and [B + 1].
+        sets: the candidates' ids of each of the B prompts.
+        rows: which of the prompts, in which order; None: all.
+        closing: how many special tokens close a prompt; the action goes before them.
+    """
+    found = []
+    for b in range(len(sets)) if rows is None else rows.tolist():
+        end = offsets[b + 1] - closing
+        before, after = prompts[offsets[b] : end], prompts[end : offsets[b + 1]]
+        found += [np.concatenate([before, action, after]) for action in sets[b]]
+    return np.concatenate(found), np.cumsum([0, *map(len, found)], dtype=np.int64)
+
+
+def first_states(hidden: Tensor, forest: Forest) -> Tensor:
+    """The hidden state that begins the candidates of each batch row [B, D]."""
+    # The first edge of a row's first candidate leaves from there.
+    first = forest.path_edges[forest.path_offsets[forest.table[:, 0]]]  # [B]
+    return hidden[forest.head_rows[forest.edge_row[first]]]
+
+
+def reencoded_values(q: Tensor, forest: Forest) -> Tensor:
+    """Q of the batch's rows and candidates in order [heads, sum of K] as [heads, B, A]."""
+    return q.new_zeros(q.shape[0], *forest.mask.shape).masked_scatter(
+        forest.mask.expand(q.shape[0], -1, -1), q
+    )

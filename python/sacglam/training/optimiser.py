@@ -1,0 +1,76 @@
+"""The optimiser of both algorithms: AdamW, a warm-up, a linear fall, a largest gradient norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..errors import ConfigError, DivergedError
+
+
+class Optimiser:
+    """AdamW over the trained parameters, the heads with a learning rate of their own.
+
+    Args:
+        parameters: the trained parameters by name, heads under "heads.".
+        config: resolved; its group `optim` is used.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
+        self._parameters = list(parameters.values())
+        self._config = config.optim
+        lr = config.optim.lr
+        if lr is None:
+            raise ConfigError("optim.lr is null; a resolved configuration has a number there")
+        self._rates = [lr, config.optim.head_lr or lr]
+        heads = [p for n, p in parameters.items() if n.startswith("heads.")]
+        body = [p for n, p in parameters.items() if not n.startswith("heads.")]
+        known = (torch.float32, torch.float64, torch.bfloat16)
+        self.adam = torch.optim.AdamW(
+            [{"params": body}, {"params": heads}],
+            lr=lr,
+            weight_decay=config.optim.weight_decay,
+            fused=all(p.dtype in known for p in self._parameters),
+        )
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """The loss's gradient, scaled down to a norm of `optim.grad_clip`; returns the norm that
+        it had before (scalar)."""
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        return torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip)
+
+    def step(self, updates: int, progress: float) -> None:
+        """Step along the gradient.
+
+        Args:
+            updates: made before this one, for the warm-up.
+            progress: share of the training that is done, for the fall of the learning rate.
+        """
+        warmup = self._config.warmup_updates
+        share = min(1.0, (updates + 1) / warmup) if warmup else 1.0
+        share *= 1.0 - (1.0 - self._config.final_lr) * min(1.0, progress)
+        for group, rate in zip(self.adam.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
+        self.adam.step()
+
+
+def check_finite(metrics: Mapping[str, float], updates: int, *, huber: bool = False) -> None:
+    """Raise DivergedError where a loss or statistic is not a number.
+
+    Args:
+        metrics: the update's losses and statistics.
+        updates: made before this one.
+        huber: whether to advise a Huber loss.
+    """
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergedError(
+            f"{', '.join(bad)} became NaN or infinite at update {updates}. Try a smaller learning "
+            f"rate (optim.lr), a smaller optim.grad_clip, {'critic.huber = 1, ' if huber else ''}"
+            "or model.dtype = float32"
+        )

@@ -1,0 +1,210 @@
+"""On-policy experience: what PPO acted on since its last update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..algorithms import ppo
+from ..envs.vector import Transition, VectorEnv
+from ..models.forest import Forest
+from ..models.policy import Policy
+from .collector import Collector, Episode, prompts_of
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass
+class Rollout:
+    """T steps of N environments; row t N + i is step t of environment i. Lists grow by N a step.
+
+    Attributes:
+        prompts: token ids of each row's prompt; sets: its candidate set.
+        action: index of the candidate taken; log_prob: its log-probability then; value: V then.
+        reward: what the step paid; ended: whether it was the last of its episode.
+        last: rows cut by a time limit, and the prompt and candidate set they were cut before.
+    """
+
+    prompts: list[Ids] = field(default_factory=list)
+    sets: list[int] = field(default_factory=list)
+    action: list[int] = field(default_factory=list)
+    log_prob: list[float] = field(default_factory=list)
+    value: list[float] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=list)
+    last: dict[int, tuple[Ids, int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    # --- saving -------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as tensors, for a checkpoint."""
+        cut = list(self.last.values())
+        return {
+            **_packed("prompts", self.prompts),
+            **_packed("last_prompts", [ids for ids, _ in cut]),
+            "last_rows": torch.tensor(list(self.last), dtype=torch.int64),
+            "last_sets": torch.tensor([s for _, s in cut], dtype=torch.int64),
+            "sets": torch.tensor(self.sets, dtype=torch.int64),
+            "action": torch.tensor(self.action, dtype=torch.int64),
+            "log_prob": torch.tensor(self.log_prob, dtype=torch.float64),
+            "value": torch.tensor(self.value, dtype=torch.float64),
+            "reward": torch.tensor(self.reward, dtype=torch.float64),
+            "ended": torch.tensor(self.ended, dtype=torch.bool),
+        }
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Rollout:
+        """The inverse of `tensors`; KeyError if one is missing."""
+        rows, sets = tensors["last_rows"].tolist(), tensors["last_sets"].tolist()
+        cut = zip(_unpacked("last_prompts", tensors), sets, strict=True)
+        names = ("sets", "action", "log_prob", "value", "reward", "ended")
+        return Rollout(
+            prompts=_unpacked("prompts", tensors),
+            last=dict(zip(rows, cut, strict=True)),
+            **{name: tensors[name].tolist() for name in names},
+        )
+
+
+class Minibatch(NamedTuple):
+    """B rows of a rollout."""
+
+    forest: Forest
+    action: Tensor  # int64 [B]
+    log_prob: Tensor  # [B] when the action was taken
+    advantage: Tensor  # [B]
+    returns: Tensor  # [B]
+
+
+class RolloutCollector(Collector):
+    """Acts with one scoring pass a step, which also says V, and keeps every step.
+
+    Args:
+        envs, seed, reset_options: as for `Collector`.
+        policy: what acts; its heads say V.
+        generator: for sampling actions.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        policy: Policy,
+        *,
+        seed: int,
+        generator: torch.Generator,
+        reset_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(envs, seed=seed, reset_options=reset_options)
+        self.policy, self.generator = policy, generator
+        self.rollout = Rollout()
+
+    def _choose(self) -> list[int]:
+        rollout = self.rollout
+        ids, offsets, sets = prompts_of(self.policy, self._episodes)
+        with torch.no_grad():
+            scores = self.policy.forward(self.policy.pack(ids, offsets, sets))
+        assert scores.v is not None
+        # On the CPU, where the generator is.
+        chosen = torch.multinomial(scores.pi.cpu(), 1, generator=self.generator)  # [N, 1]
+        taken = scores.log_pi.cpu().gather(-1, chosen).squeeze(-1)  # [N]
+        rollout.prompts += np.split(ids, offsets[1:-1])
+        rollout.sets += sets.tolist()
+        rollout.action += chosen.squeeze(-1).tolist()
+        rollout.log_prob += taken.tolist()
+        rollout.value += scores.v.tolist()
+        return chosen.squeeze(-1).tolist()
+
+    def _stepped(self, i: int, episode: Episode, chosen: int, step: Transition) -> None:
+        rollout = self.rollout
+        if step.truncated and not step.terminated:
+            ids, _, sets = prompts_of(self.policy, [episode])
+            rollout.last[len(rollout)] = (ids, int(sets[0]))
+        rollout.reward.append(float(step.reward))
+        rollout.ended.append(step.terminated or step.truncated)
+
+    def take(self, gamma: float, lam: float) -> Experience:
+        """The rollout with its advantages; a new one begins."""
+        rollout, self.rollout = self.rollout, Rollout()
+        shape = (-1, self.envs.num_envs)
+
+        reward = torch.tensor(rollout.reward, dtype=torch.float64).reshape(shape)  # [T, N]
+        value = torch.tensor(rollout.value, dtype=torch.float64).reshape(shape)
+        ended = torch.tensor(rollout.ended).reshape(shape)
+        next_value = torch.zeros_like(value)
+        next_value[:-1] = value[1:]
+        next_value[ended] = 0.0
+        rows = list(rollout.last)
+        present = prompts_of(self.policy, self._episodes)
+        prompts = [ids for ids, _ in rollout.last.values()]
+        sets = [s for _, s in rollout.last.values()]
+        bootstrap = self._values([*prompts, *np.split(present[0], present[1][1:-1])],
+                                 [*sets, *present[2].tolist()])  # fmt: skip
+        next_value.view(-1)[rows] = bootstrap[: len(rows)]
+        alive = ~ended[-1]
+        next_value[-1, alive] = bootstrap[len(rows) :][alive]
+        advantage = ppo.gae(reward, value, next_value, ended, gamma, lam)
+        return Experience(self.policy, rollout, advantage.flatten(), (advantage + value).flatten())
+
+    def _values(self, prompts: Sequence[Ids], sets: Sequence[int]) -> Tensor:
+        """V of prompts, float64 [B], on the CPU."""
+        offsets = np.cumsum([0, *map(len, prompts)], dtype=np.int64)
+        forest = self.policy.pack(np.concatenate(prompts), offsets, np.array(sets, dtype=np.int32))
+        with torch.no_grad():
+            v = self.policy.forward(forest).v
+        assert v is not None
+        return v.double().cpu()
+
+
+class Experience:
+    """A rollout to learn from.
+
+    Args:
+        policy: packs the prompts.
+        rollout: R rows.
+        advantage, returns: [R], of the rollout's rows.
+    """
+
+    def __init__(
+        self, policy: Policy, rollout: Rollout, advantage: Tensor, returns: Tensor
+    ) -> None:
+        self._policy = policy
+        kind = torch.promote_types(policy.dtype, torch.float32)
+        self.advantage, self.returns = advantage.to(kind), returns.to(kind)
+        self._action = torch.tensor(rollout.action)
+        self._log_prob = torch.tensor(rollout.log_prob, dtype=kind)
+        self._sets = np.array(rollout.sets, dtype=np.int32)
+        self._ids = np.concatenate(rollout.prompts)
+        self._offsets = np.cumsum([0, *map(len, rollout.prompts)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.advantage)
+
+    def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Minibatch]:
+        """All rows once, in random order, in minibatches of nearly equal sizes, at most `size`."""
+        order = rng.permutation(len(self))
+        for rows in np.array_split(order, -(-len(self) // size)):
+            forest = self._policy.pack(self._ids, self._offsets, self._sets, rows=rows)
+            index = torch.from_numpy(rows)
+            parts = (self._action, self._log_prob, self.advantage, self.returns)
+            yield Minibatch(forest, *(x[index].to(self._policy.device) for x in parts))
+
+
+def _packed(name: str, lists: Sequence[Ids]) -> dict[str, Tensor]:
+    offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+    flat = np.concatenate(lists) if lists else np.empty(0, dtype=np.int32)
+    return {f"{name}_ids": torch.from_numpy(flat), f"{name}_offsets": torch.from_numpy(offsets)}
+
+
+def _unpacked(name: str, tensors: Mapping[str, Tensor]) -> list[Ids]:
+    offsets = tensors[f"{name}_offsets"].numpy()
+    if len(offsets) < 2:
+        return []
+    return np.split(tensors[f"{name}_ids"].numpy(), offsets[1:-1])

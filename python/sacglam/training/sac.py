@@ -1,0 +1,94 @@
+"""SAC-GLAM as the trainer sees it: replay buffer, collector and learner together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import TrainConfig
+from ..envs.vector import VectorEnv
+from ..models.policy import Policy
+from ..replay import ReplayBuffer
+from . import checkpoint
+from .collector import ReplayCollector
+from .learner import Learner
+from .seeds import REPLAY, derive
+from .texts import ReplayTexts
+
+
+class SacAlgorithm:
+    """Off-policy: an update every `steps_per_update` environment steps, from relabeled batches.
+
+    Arguments as for `make_algorithm`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        envs: VectorEnv,
+        noise: torch.Generator,
+        reset_options: Mapping[str, Any],
+    ) -> None:
+        self.config = config
+        self.buffer = ReplayBuffer(
+            config.replay.capacity,
+            n_step=config.sac.n_step,
+            gamma=config.sac.gamma,
+            her_strategy=config.replay.her_strategy,
+            her_ratio=config.replay.her_ratio,
+            her_balance=config.replay.her_balance,
+            seed=derive(config.seed, REPLAY),
+        )
+        self.texts = ReplayTexts(policy, self.buffer)
+        self.learner = Learner(policy, self.buffer, self.texts, config)
+        self.collector = ReplayCollector(
+            envs,
+            policy,
+            self.buffer,
+            self.texts,
+            explore=config.sac.explore,
+            seed=config.seed,
+            generator=noise,
+            reset_options=reset_options,
+        )
+
+    @property
+    def updates(self) -> int:
+        return self.learner.updates
+
+    def learn(self, env_steps: int) -> Iterator[dict[str, float]]:
+        config = self.config
+        due = int((env_steps - config.learning_starts) / config.steps_per_update)
+        while len(self.buffer) and self.learner.updates < due:
+            yield self.learner.update()
+
+    def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
+        learner = self.learner
+        writer.tensors("target", learner.target.state_dict())
+        tensors = checkpoint.optimizer_tensors(learner.optimizer)
+        alpha = checkpoint.optimizer_tensors(learner.alpha_optimizer)
+        tensors |= {f"alpha.{name}": value for name, value in alpha.items()}
+        tensors["log_alpha"] = learner.log_alpha
+        writer.tensors("optimizer", tensors)
+        self.buffer.save(str(writer.folder / "replay.bin"))
+        return {"updates": learner.updates, "candidate_sets": self.texts.known_sets()}
+
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        learner = self.learner
+        learner.target.load_state_dict(checkpoint.read_tensors(folder, "target"))
+        tensors = checkpoint.read_tensors(folder, "optimizer")
+        with torch.no_grad():
+            learner.log_alpha.copy_(tensors.pop("log_alpha"))
+        alpha = {k[6:]: v for k, v in tensors.items() if k.startswith("alpha.")}
+        body = {k: v for k, v in tensors.items() if not k.startswith("alpha.")}
+        checkpoint.restore_optimizer(learner.alpha_optimizer, alpha)
+        checkpoint.restore_optimizer(learner.optimizer, body)
+        learner.updates = state["updates"]
+        self.buffer.load(str(folder / "replay.bin"))
+        for actions in state["candidate_sets"]:
+            self.texts.candidates(actions)
+        self.collector.restore(state["episodes"])

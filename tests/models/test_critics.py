@@ -1,0 +1,102 @@
+"""What each kind of critic reads, against the model run on one prompt (and action) at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sacglam.errors import CandidateError
+from sacglam.models.critics import prompts_with_actions
+from torch import Tensor
+
+PROMPTS = ["Goal : red lion", "you see green water . Action :", "Goal : red lion", "a"]
+CANDIDATES = [["go to red", "go", "grasp"], ["release all"], ["go", "grasp lion"], ["a", "b c"]]
+
+
+def _state(model: Any, ids: Tensor) -> Tensor:
+    """The last hidden state of a text: at the decoder's start token, or at its last token."""
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            start = torch.tensor([[model.config.decoder_start_token_id]])
+            out = model(input_ids=ids[None], decoder_input_ids=start, output_hidden_states=True)
+            return out.decoder_hidden_states[-1][0, 0]
+        return model(input_ids=ids[None], output_hidden_states=True).hidden_states[-1][0, -1]
+
+
+def _fresh(make_model: Any, architecture: str, policy: Any) -> Any:
+    model, _ = make_model(architecture)
+    model.load_state_dict(policy.model.state_dict())
+    model.set_attn_implementation("sdpa")
+    return model
+
+
+def test_value_is_of_the_prompt_alone(make_policy: Any, make_model: Any, architecture: str):
+    policy = make_policy(architecture, critic="value", q_heads=1)
+    model = _fresh(make_model, architecture, policy)
+    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    assert scores.q is None
+    states = [_state(model, torch.from_numpy(policy.codec.text(p)).long()) for p in PROMPTS]
+    with torch.no_grad():
+        expected = policy.heads(torch.stack(states))[0]
+    torch.testing.assert_close(scores.v.detach(), expected, rtol=1e-9, atol=1e-9)
+    assert scores.v[0] == scores.v[2]  # the candidates do not matter
+    scores.v.sum().backward()
+    assert policy.heads.weights[0].grad.abs().sum() > 0
+    assert policy.score(PROMPTS, CANDIDATES)[0].q is None
+
+
+@pytest.mark.parametrize("architecture", ["t5", "flan-t5"])
+def test_reencoding_reads_prompt_and_action(make_policy: Any, make_model: Any, architecture: str):
+    policy = make_policy(architecture, critic="reencode")
+    model = _fresh(make_model, architecture, policy)
+    for prompt, actions, found in zip(
+        PROMPTS, CANDIDATES, policy.score(PROMPTS, CANDIDATES), strict=True
+    ):
+        texts = [torch.from_numpy(policy.codec.text(f"{prompt} {a}")).long() for a in actions]
+        with torch.no_grad():
+            q = policy.heads(torch.stack([_state(model, ids) for ids in texts]))
+        np.testing.assert_allclose(found.q, q.min(0).values, rtol=1e-9, atol=1e-9)
+    leaf = make_policy(architecture, critic="leaf").score(PROMPTS, CANDIDATES)
+    np.testing.assert_allclose(
+        leaf[0].log_pi, policy.score(PROMPTS, CANDIDATES)[0].log_pi, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_reencoding_follows_the_chosen_rows_and_their_gradient(make_policy: Any):
+    policy = make_policy("t5", critic="reencode")
+    ids = [policy.codec.text(p) for p in PROMPTS]
+    offsets = np.cumsum([0, *map(len, ids)])
+    sets = np.array([policy.candidate_set(c) for c in CANDIDATES], dtype=np.int32)
+    everything = policy.forward(policy.pack(np.concatenate(ids), offsets, sets))
+    rows = np.array([3, 0])
+    some = policy.forward(policy.pack(np.concatenate(ids), offsets, sets, rows=rows))
+    torch.testing.assert_close(some.q, everything.q[:, rows], rtol=1e-9, atol=1e-9)
+    assert some.q[:, 0, 2:].abs().max() == 0  # the padding of two candidates to three
+    some.q.sum().backward()
+    encoder = policy.model.encoder.block[0].layer[0].SelfAttention.q.weight
+    assert encoder.grad.abs().sum() > 0
+
+
+def test_reencoding_is_the_leaf_for_causal_models(make_policy: Any):
+    leaf, reencoded = (make_policy("llama", critic=kind) for kind in ("leaf", "reencode"))
+    for a, b in zip(
+        leaf.score(PROMPTS, CANDIDATES), reencoded.score(PROMPTS, CANDIDATES), strict=True
+    ):
+        assert a.q.tolist() == b.q.tolist()
+
+
+def test_an_empty_list_of_actions_is_refused_also_when_reencoding(make_policy: Any):
+    with pytest.raises(CandidateError, match="empty"):
+        make_policy("t5", critic="reencode").candidate_set([])
+
+
+def test_the_action_goes_before_what_closes_the_prompt():
+    prompts, offsets = np.array([7, 8, 1, 9, 1], dtype=np.int32), np.array([0, 3, 5])
+    first, second = np.array([4], dtype=np.int32), np.array([5, 6], dtype=np.int32)
+    found = prompts_with_actions(prompts, offsets, [[first, second], [second]], None, 1)
+    assert found[0].tolist() == [7, 8, 4, 1, 7, 8, 5, 6, 1, 9, 5, 6, 1]
+    assert found[1].tolist() == [0, 4, 9, 13]
+    found = prompts_with_actions(prompts, offsets, [[first], [second]], np.array([1]), 1)
+    assert found[0].tolist() == [9, 5, 6, 1]

@@ -1,0 +1,132 @@
+"""What PPO learns from: advantages of hand-made episodes, by a loop over them in plain Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sacglam import Trainer
+from sacglam.training.collector import prompts_of
+from sacglam.training.ppo import PpoAlgorithm
+from sacglam.training.rollout import Rollout, RolloutCollector
+
+
+class Line:
+    """Walk along a line; place 2 is the goal, the third step is the last. The
+    number of actions varies with the place."""
+
+    vocabulary = ("place 0 1 2 3", "left right wait", "reach the end")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        self._place, self._step = 0, 0
+        return self._seen([])
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._place += {"left": -1, "right": 1, "wait": 0}[action]
+        self._step += 1
+        done = self._place == 2
+        text, info = self._seen(["reach the end"] if done else [])
+        return text, float(done), done, not done and self._step == 3, info
+
+    def _seen(self, achieved: list[str]) -> tuple[str, dict[str, Any]]:
+        actions = ["right", "wait"] if self._place == 0 else ["left", "right", "wait"]
+        return f"place {self._place}", {
+            "goal": "reach the end",
+            "possible_actions": actions,
+            "achieved_goals": achieved,
+        }
+
+
+@pytest.fixture
+def algorithm(quick_config: Any) -> PpoAlgorithm:
+    config = quick_config("line", algo="ppo", **{"model.dtype": "float64", "env.num_envs": 3})
+    found = Trainer(config, env=Line).algorithm
+    assert isinstance(found, PpoAlgorithm)
+    return found
+
+
+def _play(collector: RolloutCollector, steps: int) -> list[list[Any]]:
+    """Act, and note for each step of each environment what an outsider sees."""
+    collector.start()
+    seen: list[list[Any]] = [[] for _ in range(collector.envs.num_envs)]
+    for _ in range(steps):
+        before = [(e, len(e.rewards), e.observation) for e in collector._episodes]
+        collector.step()
+        for i, (episode, k, text) in enumerate(before):
+            ended = collector._episodes[i] is not episode
+            last = "terminated" if episode.rewards[k] else "truncated"
+            seen[i].append((text, episode.rewards[k], last if ended else "", episode.observation))
+    return seen
+
+
+def test_advantages_of_terminated_cut_and_open_episodes(algorithm: PpoAlgorithm):
+    collector, policy = algorithm.collector, algorithm.policy
+    seen = _play(collector, 25)
+    kinds = [kind for steps in seen for _, _, kind, _ in steps]
+    assert {"terminated", "truncated", ""} <= set(kinds)  # or the test would show nothing
+    gamma, lam = 0.9, 0.7
+
+    def value(observation: str) -> float:
+        prompt = policy.codec.template.segments("reach the end", observation)
+        scores = policy.forward(policy._pack_texts(["".join(prompt)], [["wait"]], leaves=True))
+        assert scores.v is not None
+        return float(scores.v.detach())
+
+    experience = collector.take(gamma, lam)
+    found = experience.advantage.reshape(25, 3)
+    returns = experience.returns.reshape(25, 3)
+    for i, steps in enumerate(seen):
+        running = 0.0
+        for t in range(24, -1, -1):
+            text, reward, kind, after = steps[t]
+            v_next = 0.0 if kind == "terminated" else value(after)
+            delta = reward + gamma * v_next - value(text)
+            running = delta + (0.0 if kind else gamma * lam * running)
+            assert found[t, i].item() == pytest.approx(running, abs=1e-9)
+            assert returns[t, i].item() == pytest.approx(running + value(text), abs=1e-9)
+    assert len(collector.rollout) == 0
+
+
+def test_minibatches_hold_every_step_once_as_it_was_acted(algorithm: PpoAlgorithm):
+    collector = algorithm.collector
+    _play(collector, 7)
+    taken = list(zip(collector.rollout.action, collector.rollout.log_prob, strict=True))
+    experience = collector.take(0.9, 0.7)
+    batches = list(experience.minibatches(8, np.random.default_rng(0)))
+    assert [len(b.action) for b in batches] == [7, 7, 7]
+    found = []
+    for batch in batches:
+        with torch.no_grad():
+            log_pi = algorithm.policy.forward(batch.forest).log_pi
+        again = log_pi.gather(-1, batch.action[:, None]).squeeze(-1)
+        torch.testing.assert_close(again, batch.log_prob, rtol=1e-9, atol=1e-9)
+        found += list(zip(batch.action.tolist(), batch.log_prob.tolist(), strict=True))
+    assert sorted(found) == sorted(taken)
+
+
+def test_a_rollout_is_the_same_after_saving(algorithm: PpoAlgorithm):
+    _play(algorithm.collector, 9)
+    rollout = algorithm.collector.rollout
+    again = Rollout.of(rollout.tensors())
+    assert again.last
+    for name, value in vars(rollout).items():
+        if name == "prompts":
+            assert [p.tolist() for p in value] == [p.tolist() for p in again.prompts]
+        elif name == "last":
+            cut = {row: (ids.tolist(), s) for row, (ids, s) in again.last.items()}
+            assert cut == {row: (ids.tolist(), s) for row, (ids, s) in value.items()}
+        else:
+            assert getattr(again, name) == value
+    assert len(Rollout.of(Rollout().tensors())) == 0
+
+
+def test_prompts_of_episodes_are_what_the_policy_saw(algorithm: PpoAlgorithm):
+    algorithm.collector.start()
+    ids, offsets, _ = prompts_of(algorithm.policy, algorithm.collector._episodes)
+    algorithm.collector.step()
+    rollout = algorithm.collector.rollout
+    assert [p.tolist() for p in rollout.prompts] == [
+        ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+    ]
