@@ -77,13 +77,13 @@ class CriticConfig:
 class SacConfig:
     gamma: float = 0.9  # discount per step (ours; paper 0.99)
     n_step: int = 3  # steps of the return (paper)
-    explore: float = 0.0  # share of uniformly random actions while collecting (ours)
+    explore: float = 0.1  # share of uniformly random actions while collecting (ours; paper 0)
     alpha: float = 0.01  # temperature, its first value if learned (ours)
     learn_alpha: bool = False  # drive the entropy toward entropy_share * log K
     entropy_share: float = 0.3  # c in c log K
     alpha_lr: float = 1e-3  # learning rate of log alpha (paper)
     target_rate: float = 0.02  # EMA rate of the target per update (ours; paper 0.005)
-    target_policy: bool = False  # take pi at s' from the target parameters: one pass less
+    target_policy: bool = True  # pi at s' from the target parameters: one pass less (ours)
     prior: bool = False  # KL to the frozen model's own policy instead of entropy (LINVIT)
 
 

@@ -21,6 +21,8 @@ _MAGELLAN: dict[str, Any] = {
     "critic.layers": [1024, 1024],
     "sac.gamma": 0.99,
     "sac.n_step": 3,
+    "sac.explore": 0.0,
+    "sac.target_policy": False,
     "sac.alpha": math.exp(-3.0),
     "sac.learn_alpha": True,
     "sac.entropy_share": 0.0,

@@ -38,7 +38,5 @@ def test_explored_share_is_uniform_over_what_is_admissible(decided: Any, explore
 def test_greedy_takes_the_most_probable(make_policy: Any):
     policy = make_policy("llama", torch.float32)
     chosen = policy.act(PROMPTS, ACTIONS, greedy=True)
-    for action, actions, score in zip(
-        chosen, ACTIONS, policy.score(PROMPTS, ACTIONS), strict=True
-    ):
+    for action, actions, score in zip(chosen, ACTIONS, policy.score(PROMPTS, ACTIONS), strict=True):
         assert action == actions[score.log_pi.argmax()]

@@ -173,7 +173,8 @@ class ReplayCollector(Collector):
     ) -> None:
         super().__init__(envs, seed=seed, reset_options=reset_options)
         self.policy, self.buffer, self.texts = policy, buffer, texts
-        self.explore, self.generator = explore, generator
+        self.explore = explore
+        self.generator = generator
 
     def _choose(self) -> list[int]:
         return choose_actions(

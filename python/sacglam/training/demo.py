@@ -26,7 +26,6 @@ SETTINGS: dict[str, Any] = {
     "policy.reduce": "sum",
     "sac.gamma": 0.8,
     "sac.explore": 0.2,
-    "sac.target_policy": True,
     "total_steps": 28_000,
     "steps_per_update": 4.0,
     "log_interval": 1000,
