@@ -293,17 +293,19 @@ py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, const py::o
   return fresh;
 }
 
-std::unique_ptr<ReplayBuffer> make(std::int64_t capacity, std::int32_t n_step, double gamma,
-                                   const std::string& strategy, double ratio,
-                                   const std::string& balance, float reward, std::uint64_t seed) {
+constexpr const char* kStrategies[] = {"none", "future", "final", "episode", "random"};
+constexpr const char* kBalances[] = {"events", "goals"};
+
+Settings settings_of(std::int64_t capacity, std::int32_t n_step, double gamma,
+                     const std::string& strategy, double ratio, const std::string& balance,
+                     float reward) {
   Settings s;
   s.capacity = capacity;
   s.n_step = n_step;
   s.gamma = gamma;
   s.her_ratio = ratio;
   s.her_reward = reward;
-  const auto named = [](const std::string& what, const std::string& given,
-                        std::initializer_list<const char*> names) {
+  const auto named = [](const std::string& what, const std::string& given, const auto& names) {
     std::uint32_t i = 0;
     for (const char* name : names) {
       if (given == name) return i;
@@ -311,14 +313,45 @@ std::unique_ptr<ReplayBuffer> make(std::int64_t capacity, std::int32_t n_step, d
     }
     throw ReplayFault("unknown " + what + " '" + given + "'");
   };
-  s.strategy = static_cast<Strategy>(
-      named("her_strategy", strategy, {"none", "future", "final", "episode", "random"}));
-  s.balance = static_cast<Balance>(named("her_balance", balance, {"events", "goals"}));
+  s.strategy = static_cast<Strategy>(named("her_strategy", strategy, kStrategies));
+  s.balance = static_cast<Balance>(named("her_balance", balance, kBalances));
   if (capacity < 1 || capacity > (std::int64_t{1} << 40) || n_step < 1 || !(gamma >= 0.0) ||
       gamma > 1.0 || !(ratio >= 0.0) || ratio > 1.0 || !std::isfinite(reward)) {
     throw ReplayFault("a setting of the replay buffer is out of range");
   }
-  return std::make_unique<ReplayBuffer>(s, seed);
+  return s;
+}
+
+// On shared memory: a new one, the existing one of that name, or the one that another object has.
+std::unique_ptr<ReplayBuffer> create(const std::string& name, const Settings& settings,
+                                     std::uint64_t seed, std::int64_t texts, std::int64_t bytes) {
+  return std::make_unique<ReplayBuffer>(settings, seed,
+                                        SharedLog::create(name, settings, seed, {texts, bytes}));
+}
+
+std::unique_ptr<ReplayBuffer> attach(const std::string& name) {
+  auto log = SharedLog::attach(name);
+  const Settings settings = log->settings();
+  const std::uint64_t seed = log->seed();
+  return std::make_unique<ReplayBuffer>(settings, seed, std::move(log));
+}
+
+std::unique_ptr<ReplayBuffer> with_settings(const ReplayBuffer& buffer, const Settings& settings,
+                                            std::uint64_t seed) {
+  return std::make_unique<ReplayBuffer>(settings, seed, buffer.log()->reattach());
+}
+
+py::dict settings_dict(const ReplayBuffer& buffer) {
+  const Settings& s = buffer.settings();
+  py::dict d;
+  d["capacity"] = s.capacity;
+  d["n_step"] = s.n_step;
+  d["gamma"] = s.gamma;
+  d["her_strategy"] = kStrategies[static_cast<std::size_t>(s.strategy)];
+  d["her_ratio"] = s.her_ratio;
+  d["her_balance"] = kBalances[static_cast<std::size_t>(s.balance)];
+  d["her_reward"] = s.her_reward;
+  return d;
 }
 
 void translate(std::exception_ptr p) {
@@ -341,8 +374,17 @@ void bind_replay(py::module_& m) {
   py::register_local_exception_translator(&translate);
   using Release = py::call_guard<py::gil_scoped_release>;
 
+  py::class_<Settings>(m, "ReplaySettings", "Checked settings of a replay buffer.")
+      .def(py::init(&settings_of));
   py::class_<ReplayBuffer>(m, "Replay", "Native side of sacglam.replay.ReplayBuffer.")
-      .def(py::init(&make))
+      .def(py::init([](const Settings& s, std::uint64_t seed) {
+        return std::make_unique<ReplayBuffer>(s, seed);
+      }))
+      .def_static("create", &create)
+      .def_static("attach", &attach)
+      .def("with_settings", &with_settings)
+      .def("settings", &settings_dict)
+      .def("seed", &ReplayBuffer::seed)
       .def("intern_text",
            [](ReplayBuffer& b, const py::object& ids) {
              const auto v = to_ints<std::int32_t>(ids, "ids");
@@ -399,8 +441,8 @@ void bind_replay(py::module_& m) {
       .def("sample", &sample)
       .def("save", &ReplayBuffer::save, Release())
       .def("load", &ReplayBuffer::load, Release())
-      .def("steps", &ReplayBuffer::steps)
-      .def("stats", [](const ReplayBuffer& b) {
+      .def("steps", &ReplayBuffer::steps, Release())
+      .def("stats", [](ReplayBuffer& b) {
         const Stats s = b.stats();
         py::dict d;
         d["steps"] = s.steps;
@@ -408,6 +450,7 @@ void bind_replay(py::module_& m) {
         d["evicted_steps"] = s.evicted_steps;
         d["goals"] = s.goals;
         d["bytes"] = s.bytes;
+        d["shared_bytes"] = s.shared_bytes;
         d["bytes_per_step"] =
             s.steps == 0 ? 0.0 : static_cast<double>(s.bytes) / static_cast<double>(s.steps);
         d["samples"] = s.samples;

@@ -47,6 +47,7 @@ struct Event {  // `goal` was achieved by transition `step` of `episode`
 static_assert(offsetof(Event, goal) == 0 && offsetof(Event, step) == 4);
 
 struct Episode {
+  std::uint64_t label;  // the id that the world knows it by; its position in the ring is private
   std::uint64_t row_begin;
   std::uint64_t event_begin;
   std::uint64_t her_begin;

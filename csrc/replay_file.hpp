@@ -104,7 +104,8 @@ static_assert(std::is_trivially_copyable_v<FileHeader> && sizeof(FileHeader) == 
 static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian");
 
 constexpr char kMagic[8] = {'S', 'A', 'C', 'G', 'R', 'P', 'L', '\n'};
-constexpr std::uint32_t kVersion = 1;
+// 2: labels of episodes; tables may have holes. Version 1 is still read.
+constexpr std::uint32_t kVersion = 2;
 
 inline std::uint64_t header_checksum(const FileHeader& header) {
   return checksum(reinterpret_cast<const unsigned char*>(&header), offsetof(FileHeader, own));
@@ -180,7 +181,12 @@ inline void write_checkpoint(const std::string& path, const Bytes& payload) {
   if (directory.is_open()) directory.sync();  // not every file system offers this; the data is safe
 }
 
-inline Bytes read_checkpoint(const std::string& path) {
+struct Checkpoint {
+  std::uint32_t version;
+  Bytes payload;
+};
+
+inline Checkpoint read_checkpoint(const std::string& path) {
   const auto refuse = [&](const std::string& why) {
     throw CheckpointFault("cannot load the replay checkpoint '" + path + "': " + why);
   };
@@ -196,8 +202,8 @@ inline Bytes read_checkpoint(const std::string& path) {
     refuse("it was not written by ReplayBuffer.save");
   }
   if (header.own != header_checksum(header)) refuse("its header is damaged");
-  if (header.version != kVersion) {
-    refuse("it has format version " + std::to_string(header.version) + ", this build reads " +
+  if (header.version < 1 || header.version > kVersion) {
+    refuse("it has format version " + std::to_string(header.version) + ", this build reads 1 to " +
            std::to_string(kVersion));
   }
   if (header.size != static_cast<std::size_t>(info.st_size) - sizeof header) {
@@ -209,7 +215,7 @@ inline Bytes read_checkpoint(const std::string& path) {
   if (checksum(payload.data(), payload.size()) != header.checksum) {
     refuse("its checksum does not match; it is damaged");
   }
-  return payload;
+  return {header.version, std::move(payload)};
 }
 
 }  // namespace sacglam::replay

@@ -16,9 +16,6 @@
 // word, W1 happens before R4, and R4 sees a head beyond the position. (The scheme of a sequence
 // lock; here the sequence is the head, so that one check covers everything an episode owns.) All
 // shared words are atomics: no data race exists for the language or for a sanitizer to find.
-//
-// Sync is the atomics to use: the production code runs on StdSync; the stress test defines
-// SACGLAM_REPLAY_SYNC to inject delays between any two of them.
 #pragma once
 
 #include <algorithm>
@@ -33,37 +30,9 @@
 #include <utility>
 #include <vector>
 
-// GCC warns that the thread sanitizer does not know fences; nothing here relies on its knowing
-// them, as every shared word is an atomic.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wtsan"
-#endif
+#include "replay_sync.hpp"
 
 namespace sacglam::replay {
-
-struct StdSync {
-  template <class T>
-  using Atomic = std::atomic<T>;
-
-  template <class T>
-  static T load_relaxed(const std::atomic<T>& a) {
-    return a.load(std::memory_order_relaxed);
-  }
-  template <class T>
-  static T load_acquire(const std::atomic<T>& a) {
-    return a.load(std::memory_order_acquire);
-  }
-  template <class T>
-  static void store_relaxed(std::atomic<T>& a, T value) {
-    a.store(value, std::memory_order_relaxed);
-  }
-  template <class T>
-  static void store_release(std::atomic<T>& a, T value) {
-    a.store(value, std::memory_order_release);
-  }
-  static void fence_acquire() { std::atomic_thread_fence(std::memory_order_acquire); }
-  static void fence_release() { std::atomic_thread_fence(std::memory_order_release); }
-};
 
 // Frees memory that readers may still look at once no reader is inside. Readers announce
 // themselves once per call (not per row); writers never wait: what cannot be freed now is freed
@@ -110,12 +79,6 @@ class Reclaimer {
   std::vector<std::shared_ptr<const void>> retired_;
   std::atomic<bool> pending_{false};
 };
-
-#ifdef SACGLAM_REPLAY_SYNC
-using DefaultSync = SACGLAM_REPLAY_SYNC;
-#else
-using DefaultSync = StdSync;
-#endif
 
 template <class T, class Sync = DefaultSync>
 class Ring {

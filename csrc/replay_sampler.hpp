@@ -359,7 +359,7 @@ class Sampler {
       terminal = e.terminated != 0 && t + m == e.length;
     }
     const Row stored = steps.row(t);
-    row.episode = draw.id;
+    row.episode = e.label;
     row.step = t;
     row.goal = goal;
     row.candidates = stored.candidates;

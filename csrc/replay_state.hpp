@@ -12,8 +12,10 @@
 namespace sacglam::replay {
 
 struct State {
-  State(const Settings& settings, std::uint64_t first_seed, Reclaimer& reclaimer)
-      : tables(reclaimer),
+  // With sources, the tables are views of them.
+  State(const Settings& settings, std::uint64_t first_seed, Reclaimer& reclaimer,
+        TableSource* texts = nullptr, TableSource* sets = nullptr)
+      : tables(reclaimer, texts, sets),
         form(std::make_shared<Template>()),
         store(settings.capacity, settings.strategy, reclaimer),
         seed(first_seed) {
@@ -23,7 +25,7 @@ struct State {
   std::shared_ptr<const Template> form;                // the writer's
   std::atomic<const Template*> current_form{nullptr};  // the readers'
   Store store;
-  const std::uint64_t seed;
+  std::uint64_t seed;
   std::atomic<std::uint64_t> batches{0};         // the sampling counter
   std::atomic<std::uint64_t> sampled_rows{0};    // since the buffer was created
   std::atomic<std::uint64_t> relabeled_rows{0};  // of those
@@ -39,7 +41,7 @@ struct State {
 
 // What must be read under the writers' lock; everything else is read beside them.
 struct Snapshot {
-  std::uint64_t first_episode, end_episode, first_row, evicted_steps;
+  std::uint64_t first_episode, end_episode, first_row, evicted_steps, next_label;
   std::uint64_t batches, sampled_rows, relabeled_rows;
   std::vector<std::int32_t> active_order;
 
@@ -48,17 +50,25 @@ struct Snapshot {
         end_episode(state.store.episodes().tail()),
         first_row(state.store.rows().head()),
         evicted_steps(state.store.evicted_steps()),
+        next_label(state.store.next_label()),
         batches(state.batches.load(std::memory_order_relaxed)),
         sampled_rows(state.sampled_rows.load(std::memory_order_relaxed)),
         relabeled_rows(state.relabeled_rows.load(std::memory_order_relaxed)),
         active_order(state.store.active_order()) {}
 };
 
+// In place of a list's size: an id that nobody was given (its process died; see SharedTable).
+constexpr std::uint64_t kHole = ~std::uint64_t{0};
+
 inline void write_table(const InternTable& table, Writer& writer) {
   const std::int32_t size = table.size();
   writer.put<std::uint64_t>(static_cast<std::uint64_t>(size));
   for (std::int32_t id = 0; id < size; ++id) {
     const Span span = table[id];
+    if (span.data == nullptr) {
+      writer.put(kHole);
+      continue;
+    }
     writer.put<std::uint64_t>(span.size);
     writer.put_array(span.data, span.size);
   }
@@ -91,6 +101,7 @@ inline std::vector<Op> read_ops(Reader& reader, bool nested) {
 inline bool write_episode(const Store& store, std::uint64_t id, Writer& writer) {
   Episode e;
   if (!store.episodes().read(id, e)) return false;
+  writer.put(e.label);
   writer.put(e.goal);
   writer.put(e.length);
   writer.put(e.events);
@@ -153,6 +164,7 @@ inline Bytes write_state(const State& state, const Snapshot& snapshot, const Set
   writer.put<std::uint32_t>(whole ? 1 : 0);
   writer.put<std::uint64_t>(snapshot.active_order.size());
   writer.put_array(snapshot.active_order.data(), snapshot.active_order.size());
+  writer.put(snapshot.next_label);
   return out;
 }
 
@@ -188,26 +200,57 @@ inline void read_episode(Reader& reader, EpisodeInput& input) {
   }
 }
 
-// A sound checksum does not make contents trustworthy: all is validated like an insert.
-inline std::unique_ptr<State> read_state(const Bytes& payload, const Settings& settings,
-                                         Reclaimer& reclaimer) try {
-  Reader reader(payload.data(), payload.size());
-  auto state = std::make_unique<State>(settings, reader.get<std::uint64_t>(), reclaimer);
+inline std::int32_t mapped(const std::vector<std::int32_t>& ids, std::int32_t id) {
+  if (id < 0 || static_cast<std::size_t>(id) >= ids.size()) Reader::fail();
+  return ids[static_cast<std::size_t>(id)];
+}
+
+inline void map_literals(std::vector<Op>& ops, const std::vector<std::int32_t>& text_ids) {
+  for (Op& op : ops) {
+    if (op.kind == Op::kLiteral || op.kind == Op::kActions) op.arg = mapped(text_ids, op.arg);
+    map_literals(op.body, text_ids);
+  }
+}
+
+// A table of a file, interned here; what its ids are here, which differs where a shared table
+// already held something, or the file's had holes.
+inline std::vector<std::int32_t> read_table(Reader& reader, Tables& tables,
+                                            const std::vector<std::int32_t>* text_ids) {
+  std::vector<std::int32_t> here(reader.get_count(sizeof(std::uint64_t)), -1);
+  for (std::int32_t& id : here) {
+    const auto size = reader.get<std::uint64_t>();
+    if (size == kHole) continue;
+    auto ids = reader.get_array<std::int32_t>(static_cast<std::size_t>(size));
+    if (text_ids == nullptr) {
+      id = tables.intern_text(ids.data(), ids.size());
+    } else {
+      for (std::int32_t& text : ids) text = mapped(*text_ids, text);
+      id = tables.intern_candidates(ids.data(), ids.size());
+    }
+  }
+  return here;
+}
+
+struct LoadedEpisode {
+  std::uint64_t label;
+  EpisodeInput input;
+};
+
+// A sound checksum does not make contents trustworthy: all is validated like an insert. With
+// `kept`, the episodes are also put there.
+inline std::unique_ptr<State> read_state(const Checkpoint& file, const Settings& settings,
+                                         std::unique_ptr<State> state, Reclaimer& reclaimer,
+                                         std::vector<LoadedEpisode>* kept) try {
+  Reader reader(file.payload.data(), file.payload.size());
+  state->seed = reader.get<std::uint64_t>();
   state->batches = reader.get<std::uint64_t>();
   state->sampled_rows = reader.get<std::uint64_t>();
   state->relabeled_rows = reader.get<std::uint64_t>();
   Tables& tables = state->tables;
-  for (const bool texts : {true, false}) {
-    const std::size_t count = reader.get_count(sizeof(std::uint64_t));
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t size = reader.get_count(sizeof(std::int32_t));
-      const auto ids = reader.get_array<std::int32_t>(size);
-      const std::int32_t id =
-          texts ? tables.intern_text(ids.data(), size) : tables.intern_candidates(ids.data(), size);
-      if (static_cast<std::size_t>(id) != i) Reader::fail();
-    }
-  }
+  const std::vector<std::int32_t> text_ids = read_table(reader, tables, nullptr);
+  const std::vector<std::int32_t> set_ids = read_table(reader, tables, &text_ids);
   std::vector<Op> ops = read_ops(reader, false);
+  map_literals(ops, text_ids);
   if (!ops.empty()) state->set_form(Template(std::move(ops), tables), reclaimer);
   Store& store = state->store;
   const auto evicted = reader.get<std::uint64_t>();
@@ -218,14 +261,26 @@ inline std::unique_ptr<State> read_state(const Bytes& payload, const Settings& s
   const std::size_t episodes = reader.get_count(1);
   EpisodeInput input;
   for (std::size_t i = 0; i < episodes; ++i) {
+    const std::uint64_t label = file.version == 1 ? first + i : reader.get<std::uint64_t>();
+    if (label > (std::uint64_t{1} << 62)) Reader::fail();
     read_episode(reader, input);
+    input.goal = mapped(text_ids, input.goal);
+    for (std::int32_t& id : input.observations) id = mapped(text_ids, id);
+    for (std::int32_t& id : input.achieved) id = mapped(text_ids, id);
+    for (std::int32_t& id : input.candidates) id = mapped(set_ids, id);
     input.check(tables, settings.capacity);
-    store.add(input);
+    store.add(input, label);
+    if (kept != nullptr) kept->push_back({label, input});
   }
   const auto strategy = reader.get<std::uint32_t>();
   const bool whole = reader.get<std::uint32_t>() != 0;
-  const std::size_t active = reader.get_count(sizeof(std::int32_t));
-  const auto order = reader.get_array<std::int32_t>(active);
+  auto order = reader.get_array<std::int32_t>(reader.get_count(sizeof(std::int32_t)));
+  for (std::int32_t& goal : order) goal = mapped(text_ids, goal);
+  if (file.version > 1) {
+    const auto next_label = reader.get<std::uint64_t>();
+    if (next_label < store.next_label() || next_label > (std::uint64_t{1} << 62)) Reader::fail();
+    store.set_next_label(next_label);
+  }
   if (!reader.finished()) Reader::fail();
   // The order matters for a bit-identical continuation, and exists when nothing was changed.
   const bool same = whole && strategy == static_cast<std::uint32_t>(settings.strategy) &&

@@ -6,6 +6,7 @@
 // any instruction leaves every reader with sound data.
 #pragma once
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -36,10 +37,17 @@ class Store {
 
   // ---- the writer (under the owner's lock)
 
-  // `input` has passed check(); evicts the oldest episodes; returns the episode's id.
-  std::uint64_t add(const EpisodeInput& input);
-  // For loading: ids continue where they were, the order of active goals is as it was.
-  void restart(std::uint64_t first_episode) { episodes_.restart(first_episode); }
+  // `input` has passed check(); evicts the oldest episodes; returns the episode's label: the one
+  // given (from a shared log or a checkpoint), or the next of its own.
+  std::uint64_t add(const EpisodeInput& input, std::optional<std::uint64_t> label = std::nullopt);
+  // For loading: positions and labels continue where they were, the order of active goals is as
+  // it was.
+  void restart(std::uint64_t first_episode) {
+    episodes_.restart(first_episode);
+    next_label_ = first_episode;
+  }
+  std::uint64_t next_label() const { return next_label_; }
+  void set_next_label(std::uint64_t label) { next_label_ = label; }
   void set_evicted_steps(std::uint64_t steps) { evicted_steps_ = steps; }
   bool reorder_active_goals(const std::vector<std::int32_t>& order);
   std::vector<std::int32_t> active_order() const;
@@ -63,7 +71,7 @@ class Store {
  private:
   using ActiveSlot = std::atomic<GoalIndex*>;
 
-  void write(const EpisodeInput& input, std::uint64_t id);
+  void write(const EpisodeInput& input, std::uint64_t id, std::uint64_t label);
   void evict_oldest();
   GoalIndex& index_of(std::int32_t goal);
   void activate(GoalIndex& index);
@@ -90,13 +98,15 @@ class Store {
   std::vector<std::unique_ptr<GoalIndex>> goals_;
   std::vector<GoalIndex*> touched_;  // scratch: goals whose lists grew in this commit
   std::uint64_t evicted_steps_ = 0;
+  std::uint64_t next_label_ = 0;
 };
 
-inline std::uint64_t Store::add(const EpisodeInput& input) {
+inline std::uint64_t Store::add(const EpisodeInput& input, std::optional<std::uint64_t> given) {
   const std::uint64_t id = episodes_.next();
+  const std::uint64_t label = given.value_or(next_label_);
   touched_.clear();
   try {
-    write(input, id);
+    write(input, id, label);
   } catch (...) {  // out of memory: nothing was published, nothing stays
     rows_.abandon();
     events_.abandon();
@@ -117,13 +127,15 @@ inline std::uint64_t Store::add(const EpisodeInput& input) {
   }
   while (rows_.next() - rows_.head() > capacity_) evict_oldest();
   reclaimer_.collect();
-  return id;
+  next_label_ = std::max(next_label_, label + 1);
+  return label;
 }
 
 // Everything that can fail.
-inline void Store::write(const EpisodeInput& input, std::uint64_t id) {
+inline void Store::write(const EpisodeInput& input, std::uint64_t id, std::uint64_t label) {
   const std::size_t length = input.actions.size();
   Episode e{};
+  e.label = label;
   e.row_begin = rows_.next();
   e.event_begin = events_.next();
   e.her_begin = her_rows_.next();

@@ -90,7 +90,7 @@ def test_a_sown_fault_is_found(tmp_path, mutant):
     file, old, new = MUTANTS[mutant]
     source = tmp_path / "csrc"
     source.mkdir()
-    for path in [*CSRC.glob("replay*.hpp"), CSRC / "replay_stress_test.cpp"]:
+    for path in [*CSRC.glob("replay*.hpp"), *CSRC.glob("replay*_test.cpp")]:
         text = path.read_text()
         if path.name == file:
             assert text.count(old) == 1, f"{file} changed: adapt the mutant"

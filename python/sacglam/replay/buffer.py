@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -96,6 +97,14 @@ class ReplayBuffer:
     overtakes while it is drawn is drawn again (`stats()["redrawn"]`). Saving does not stop
     producers: the file holds all that was stored when it began, less what was evicted meanwhile.
 
+    Processes: with `shared="name"` any number of processes, forked or spawned, add episodes to one
+    buffer and sample from it; the others get it by `ReplayBuffer.attach("name")`, by being forked,
+    or as a pickled argument. No lock is shared: a process that dies at any instruction leaves the
+    others running and every sample valid, and loses at most the episode that it was writing. Texts
+    lie in shared memory once; each process that samples keeps the steps (40 to 60 bytes each) for
+    itself and takes over what is new whenever it is asked for something. A template is each
+    process's own.
+
     Args:
         capacity: transitions held at most.
         n_step: longest n-step return.
@@ -105,6 +114,10 @@ class ReplayBuffer:
         her_balance: "events" or "goals".
         her_reward: reward of a hit under a hindsight goal.
         seed: of the sampling, in [0, 2**64).
+        shared: a name for the shared memory, which `close` of this object, or its end, removes.
+        shared_texts: different texts, and different candidate sets, that a shared buffer can hold;
+            by default twice the capacity, at least 65536.
+        shared_bytes: of token ids that a shared buffer can hold (taken as they come).
 
     Raises:
         ReplayError: here and in every method, for data of a wrong type, shape or range.
@@ -121,6 +134,9 @@ class ReplayBuffer:
         her_balance: str = "goals",
         her_reward: float = 1.0,
         seed: int = 0,
+        shared: str | None = None,
+        shared_texts: int | None = None,
+        shared_bytes: int = 2**34,
     ) -> None:
         self.capacity = _integer("capacity", capacity, 1, 2**40)
         self.n_step = _integer("n_step", n_step, 1, 2**31 - 1)
@@ -130,7 +146,26 @@ class ReplayBuffer:
         self.her_balance = _choice("her_balance", her_balance, BALANCES)
         self.her_reward = _real("her_reward", her_reward, -1e30, 1e30)
         self.seed = _integer("seed", seed, 0, 2**64 - 1)
-        self._native = _C.Replay(
+        self.name = shared
+        self._template: list[tuple[Any, ...]] | None = None
+        self._native: Any
+        if shared is None:
+            self._native = _C.Replay(self._settings(), self.seed)
+            return
+        if not isinstance(shared, str):
+            raise ReplayError(f"shared must be a name, got {shared!r}")
+        texts = max(65536, 2 * self.capacity) if shared_texts is None else shared_texts
+        self._native = _C.Replay.create(
+            shared,
+            self._settings(),
+            self.seed,
+            _integer("shared_texts", min(texts, 2**30), 16, 2**30),
+            _integer("shared_bytes", shared_bytes, 2**20, 2**37),
+        )
+        _shared_buffers.add(self)
+
+    def _settings(self) -> Any:
+        return _C.ReplaySettings(
             self.capacity,
             self.n_step,
             self.gamma,
@@ -138,8 +173,56 @@ class ReplayBuffer:
             self.her_ratio,
             self.her_balance,
             self.her_reward,
-            self.seed,
         )
+
+    @classmethod
+    def attach(cls, name: str, **settings: Any) -> ReplayBuffer:
+        """The shared buffer of this name, which another process, or this one, has made.
+
+        Args:
+            name: as given to `shared`.
+            settings: arguments of the constructor that are to differ from the creator's: what is
+                sampled here does not concern the others. Give each process its own `seed`, or all
+                draw the same batches.
+
+        Raises:
+            ReplayError: there is no such buffer, or it belongs to another version of sacglam.
+        """
+        if not isinstance(name, str):
+            raise ReplayError(f"name must be a string, got {name!r}")
+        native = _C.Replay.attach(name)
+        given = {**native.settings(), "seed": native.seed(), **settings}
+        for fixed in ("shared", "shared_texts", "shared_bytes"):
+            if fixed in settings:
+                raise ReplayError(f"{fixed} is decided by the creator of a shared buffer")
+        buffer = cls(**given)
+        buffer.name = name
+        buffer._native = native.with_settings(buffer._settings(), buffer.seed)
+        _shared_buffers.add(buffer)
+        return buffer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A shared buffer is pickled as its name: the receiver attaches to it."""
+        if self.name is None:
+            raise ReplayError(
+                "a replay buffer of one process cannot be pickled: create it with shared=name, "
+                "or use save and load"
+            )
+        settings = {name: getattr(self, name) for name in self._native.settings()}
+        return _attach, (self.name, {**settings, "seed": self.seed}, self._template)
+
+    def close(self) -> None:
+        """Give the memory back; the creator of a shared buffer also removes its name. Calls under
+        way in other threads end normally, later ones raise ReplayError. Others who have attached
+        go on."""
+        self._native = _Closed()
+        _shared_buffers.discard(self)
+
+    def __enter__(self) -> ReplayBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def intern_text(self, ids: IntArray) -> int:
         """Id of a token list (ids >= 0, may be empty); the same list always has the same id."""
@@ -169,6 +252,7 @@ class ReplayBuffer:
                                            ("observation",), ("action",), of that step
         """
         self._native.set_template(ops)
+        self._template = list(ops)
 
     def add_episode(
         self,
@@ -182,7 +266,8 @@ class ReplayBuffer:
         achieved_offsets: IntArray,
         achieved: IntArray,
     ) -> int:
-        """Store an episode of T >= 1 transitions; returns its id (0, 1, 2, ...).
+        """Store an episode of T >= 1 transitions; returns its id (0, 1, 2, ...; a shared buffer
+        counts the episodes of all processes).
 
         Args:
             goal: text id of the goal that was pursued.
@@ -270,20 +355,70 @@ class ReplayBuffer:
         saved buffer would have drawn. A smaller capacity drops the oldest episodes. Ids that were
         interned after the file was saved are no longer valid.
 
+        A shared buffer must not hold episodes yet, and no other process may add any meanwhile;
+        all processes get the contents. Ids are those of the file only if nothing, or the same in
+        the same order, was interned before.
+
         Raises:
             CheckpointError: missing, damaged, foreign or unfit; the buffer is as it was.
+            ReplayError: a shared buffer holds episodes.
         """
         self._native.load(os.fsencode(path))
 
     def stats(self) -> dict[str, int | float]:
         """steps, episodes, evicted_steps, goals (achieved in the buffer), bytes (of all native
-        memory), bytes_per_step, samples (rows drawn), batches, redrawn (rows that an eviction
+        memory of this process), shared_bytes (of shared memory in use), bytes_per_step, samples (rows drawn), batches, redrawn (rows that an eviction
         overtook while they were drawn), her_share (of the rows drawn), texts, candidate_sets."""
         return self._native.stats()
 
     def __len__(self) -> int:
         """Transitions stored."""
         return int(self._native.steps())
+
+
+class _Closed:
+    def __getattr__(self, name: str) -> Any:
+        raise ReplayError("the replay buffer is closed")
+
+
+class _Forked:
+    """Stands in for the native buffer that a forked process inherits, until it is first used.
+
+    The inherited one belongs to the parent (its open segments, its locks): it is kept, untouched.
+    """
+
+    def __init__(self, buffer: ReplayBuffer) -> None:
+        self._buffer, self._inherited = buffer, buffer._native
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        buffer = self._buffer
+        native = self._inherited.with_settings(buffer._settings(), buffer.seed)
+        if buffer._template is not None:
+            native.set_template(buffer._template)
+        _inherited.append(self._inherited)
+        buffer._native = native
+        return getattr(native, name)
+
+
+_shared_buffers: weakref.WeakSet[ReplayBuffer] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    for buffer in list(_shared_buffers):
+        buffer._native = _Forked(buffer)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _attach(name: str, settings: dict[str, Any], template: Any) -> ReplayBuffer:
+    buffer = ReplayBuffer.attach(name, **settings)
+    if template is not None:
+        buffer.set_template(template)
+    return buffer
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
