@@ -227,9 +227,13 @@ def test_a_full_shared_table_is_an_error_and_no_more(name):
                 buffer.intern_text([99])
         assert [buffer.intern_text([i]) for i in range(20)] == ids
     with make(name, shared_bytes=2**20) as buffer:
-        with pytest.raises(ReplayError, match="shared_bytes"):
+
+        def fill():
             for i in range(10**6):
                 buffer.intern_text(np.full(10_000, i))
+
+        with pytest.raises(ReplayError, match="shared_bytes"):
+            fill()
         assert buffer.intern_text(np.full(10_000, 0)) == 0
 
 

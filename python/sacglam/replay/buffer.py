@@ -367,8 +367,9 @@ class ReplayBuffer:
 
     def stats(self) -> dict[str, int | float]:
         """steps, episodes, evicted_steps, goals (achieved in the buffer), bytes (of all native
-        memory of this process), shared_bytes (of shared memory in use), bytes_per_step, samples (rows drawn), batches, redrawn (rows that an eviction
-        overtook while they were drawn), her_share (of the rows drawn), texts, candidate_sets."""
+        memory of this process), shared_bytes (of shared memory in use), bytes_per_step, samples
+        (rows drawn), batches, redrawn (rows that an eviction overtook while they were drawn),
+        her_share (of the rows drawn), texts, candidate_sets."""
         return self._native.stats()
 
     def __len__(self) -> int:
