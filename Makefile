@@ -16,7 +16,7 @@ STAMP := $(VENV)/.sacglam-installed
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.hpp csrc/*/*.cpp csrc/*/*.hpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck bench native package install clean
+.PHONY: help demo test stress lint format typecheck bench native package install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,11 @@ demo: $(STAMP) ## Train an agent in about 5 minutes and show what it learned [SE
 
 test: $(STAMP) ## Run all tests [ARGS="-k replay"]
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest tests $(ARGS)
+
+# 60 s for each of the stress runs, 1000 killed producers, the model checkers further: 15 minutes.
+stress: $(STAMP) ## Run the long form of the replay buffer's tests (under 30 minutes)
+	@SACGLAM_STRESS=1 SACGLAM_STRESS_SECONDS=$${SACGLAM_STRESS_SECONDS:-60} OMP_NUM_THREADS=1 \
+	  $(PY) -m pytest tests/replay $(ARGS)
 
 lint: $(STAMP) ## Check the Python and C++ style
 	@$(PY) tools/style.py --check

@@ -15,6 +15,7 @@ import pytest
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 SECONDS = os.environ.get("SACGLAM_STRESS_SECONDS", "4")
 DELAY_PERMILLE = "20"
+LONG = os.environ.get("SACGLAM_STRESS", "0") not in ("", "0")
 CXX = next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
 
 pytestmark = [
@@ -23,10 +24,10 @@ pytestmark = [
 ]
 
 
-def build(folder: Path, *flags: str, source: Path = CSRC) -> Path:
+def build(folder: Path, *flags: str, source: Path = CSRC, test: str = "stress") -> Path:
     binary = folder / "stress"
     command = [str(CXX), "-std=c++20", "-O1", "-g", "-pthread", "-w", *flags,
-               str(source / "replay_stress_test.cpp"), "-o", str(binary)]  # fmt: skip
+               str(source / f"replay_{test}_test.cpp"), "-o", str(binary)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 and "cannot find" in done.stderr:
         pytest.skip("the compiler comes without sanitizer libraries")
@@ -57,6 +58,16 @@ def test_no_row_is_wrong_and_no_sanitizer_complains(tmp_path, sanitizer):
     assert done.stdout.rstrip().endswith("wrong 0")
     rows = int(done.stdout.split("rows ")[1].split()[0])
     assert rows > 1000
+
+
+@pytest.mark.parametrize("sanitizer", ["", "address,undefined"])
+def test_producers_that_die_at_any_step_leave_every_sample_valid(tmp_path, sanitizer):
+    flags = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else []
+    binary = build(tmp_path, *flags, test="shared")
+    deaths = 1000 if LONG and not sanitizer else 60
+    done = subprocess.run([str(binary), str(deaths)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("wrong 0")
 
 
 MUTANTS = {
