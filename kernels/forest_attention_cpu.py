@@ -13,6 +13,7 @@ from sacglam import _C
 
 from . import cpu
 from .attention_plan import AttentionPlan
+from .backend import last_dim_contiguous
 
 
 def serves(
@@ -42,8 +43,7 @@ def _native_plan(plan: AttentionPlan) -> Any:
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """[H, T, D] as [T, H, D] with a dense last dimension; a view where the memory allows."""
-    x = x.detach().transpose(0, 1)
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    return last_dim_contiguous(x.detach().transpose(0, 1))
 
 
 class NativeAttention(torch.autograd.Function):
