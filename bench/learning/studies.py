@@ -85,6 +85,31 @@ def _ablations() -> Study:
     return Study("Ablations, playground/small", methods, range(3), panels)
 
 
+def _ppo_search() -> Study:
+    base: Overrides = {
+        **PPO,
+        "ppo.gamma": 0.9,
+        "ppo.gae_lambda": 0.95,
+        "total_steps": 40_000,
+    }
+    changes: dict[str, Overrides] = {
+        "base": {},
+        "GLAM": {"ppo.gamma": 0.99, "ppo.gae_lambda": 0.99},
+        "gamma 0.8": {"ppo.gamma": 0.8},
+        "lambda 0.8": {"ppo.gae_lambda": 0.8},
+        "entropy 0.03": {"ppo.entropy_weight": 0.03},
+        "entropy 0.1": {"ppo.entropy_weight": 0.1},
+        "lr 5e-4": {"optim.lr": 5e-4},
+        "lr 3e-3": {"optim.lr": 3e-3},
+        "mean score": {"policy.reduce": "mean"},
+        "rollout 10": {"ppo.rollout": 10},
+        "minibatch 256": {"ppo.minibatch": 256},
+        "8 epochs": {"ppo.epochs": 8},
+    }
+    methods = {name: {**base, **change} for name, change in changes.items()}
+    return Study("PPO's settings, playground/small", methods, range(1))
+
+
 STUDIES: Mapping[str, Study] = {
     "small": Study(
         "Playground-Text (small)",
@@ -100,6 +125,7 @@ STUDIES: Mapping[str, Study] = {
         {"SAC + HER": ZOO, "SAC": {**ZOO, "replay.her_strategy": "none"}},
         range(5),
     ),
+    "ppo": _ppo_search(),
     "ablations": _ablations(),
     "critic": Study(
         "Where the critic reads, encoder-decoder",
