@@ -11,14 +11,15 @@ constexpr const char* kSamplings[] = {"transitions", "episodes", "prioritised"};
 constexpr const char* kLongEpisodes[] = {"refuse", "split"};
 
 Settings settings_of(std::int64_t capacity, std::int32_t n_step, double gamma,
-                     const std::string& strategy, double ratio, const std::string& balance,
-                     float reward, const std::string& sampling, const std::string& long_episodes,
+                     const std::string& strategy, double ratio, double random,
+                     const std::string& balance, float reward, const std::string& sampling, const std::string& long_episodes,
                      double exponent, double beta, double epsilon) {
   Settings s;
   s.capacity = capacity;
   s.n_step = n_step;
   s.gamma = gamma;
   s.her_ratio = ratio;
+  s.her_random = random;
   s.her_reward = reward;
   const auto named = [](const std::string& what, const std::string& given, const auto& names) {
     std::uint32_t i = 0;
@@ -37,7 +38,7 @@ Settings settings_of(std::int64_t capacity, std::int32_t n_step, double gamma,
   const auto within = [](double value, double high) { return value >= 0.0 && value <= high; };
   s.balance = static_cast<Balance>(named("her_balance", balance, kBalances));
   if (capacity < 1 || capacity > (std::int64_t{1} << 40) || n_step < 1 || !(gamma >= 0.0) ||
-      gamma > 1.0 || !(ratio >= 0.0) || ratio > 1.0 || !std::isfinite(reward) ||
+      gamma > 1.0 || !within(ratio, 1.0) || !within(random, 1.0) || !std::isfinite(reward) ||
       !within(exponent, 10.0) || !within(beta, 10.0) || !within(epsilon, 1e30)) {
     throw ReplayFault("a setting of the replay buffer is out of range");
   }
@@ -76,6 +77,7 @@ py::dict settings_dict(const ReplayBuffer& buffer) {
   d["gamma"] = s.gamma;
   d["her_strategy"] = kStrategies[static_cast<std::size_t>(s.strategy)];
   d["her_ratio"] = s.her_ratio;
+  d["her_random"] = s.her_random;
   d["her_balance"] = kBalances[static_cast<std::size_t>(s.balance)];
   d["her_reward"] = s.her_reward;
   d["sampling"] = kSamplings[static_cast<std::size_t>(s.sampling)];

@@ -29,6 +29,7 @@ struct Settings {
   double gamma = 1.0;
   Strategy strategy = Strategy::kNone;
   double her_ratio = 0.0;
+  double her_random = 0.0;  // share of the relabeled rows that are drawn as by kRandom
   Balance balance = Balance::kEvents;
   float her_reward = 1.0F;
   Sampling sampling = Sampling::kTransitions;

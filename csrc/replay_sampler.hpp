@@ -40,6 +40,7 @@ class Sampler {
         const bool relabel = (i + 1) * share / rows > i * share / rows;
         group[size].rng = CounterRng(seed, batch, i);
         group[size].relabel = relabel && can_relabel();
+        group[size].any_goal = group[size].relabel && draw_any_goal(group[size].rng);
       }
       draw_group(group, size);
       for (std::size_t j = 0; j < size; ++j) finish(group[j], out);
@@ -104,9 +105,16 @@ class Sampler {
     return std::min(rows, static_cast<std::size_t>(whole) + extra);
   }
 
+  // Whether a relabeled row gets a goal of any episode.
+  bool draw_any_goal(CounterRng& rng) const {
+    if (settings_.strategy == Strategy::kRandom) return true;
+    return settings_.her_random > 0.0 && rng.unit() < settings_.her_random;
+  }
+
   struct Attempt {
     CounterRng rng{0, 0, 0};
     bool relabel = false;
+    bool any_goal = false;
     bool ready = false;                    // `draw` and `row` are sound as far as they go
     CounterRng ahead{0, 0, 0};             // the scouts' alone, as is
     std::uint64_t trail;                   // where they are
@@ -117,7 +125,7 @@ class Sampler {
 
   enum class Chain { kRows, kGoals, kHerRows, kEpisodes, kHerEpisodes, kPicks };
   Chain chain_of(const Attempt& a) const {
-    const bool plain = !a.relabel || settings_.strategy == Strategy::kRandom;
+    const bool plain = !a.relabel || a.any_goal;
     if (!plain && settings_.balance == Balance::kGoals) return Chain::kGoals;
     switch (settings_.sampling) {
       case Sampling::kPrioritised:
@@ -129,8 +137,7 @@ class Sampler {
     }
   }
   Priorities::Set set_of(const Attempt& a) const {
-    return a.relabel && settings_.strategy != Strategy::kRandom ? Priorities::kHer
-                                                                : Priorities::kAll;
+    return a.relabel && !a.any_goal ? Priorities::kHer : Priorities::kAll;
   }
 
   void draw_group(Attempt* group, std::size_t size) {
@@ -302,7 +309,7 @@ class Sampler {
 
   std::optional<Draw> draw_relabeled(Attempt& a) {
     CounterRng& rng = a.rng;
-    if (settings_.strategy == Strategy::kRandom) {
+    if (a.any_goal) {
       std::optional<Draw> draw = draw_plain(a);
       if (!draw) return std::nullopt;
       draw->relabeled = true;

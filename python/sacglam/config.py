@@ -107,6 +107,7 @@ class ReplayConfig:
     capacity: int = 200_000  # steps
     her_strategy: str = "future"  # future, final, episode, random, none
     her_ratio: float = 0.7  # share of relabeled rows (ours; HER paper 0.8)
+    her_random: float = 0.0  # share of the relabeled rows with a goal of any episode
     her_balance: str = "goals"  # each goal an equal share (ours), or events
     sampling: str = "transitions"  # uniform over them, over episodes, or prioritised by TD error
     priority_exponent: float = 0.6  # alpha of prioritised replay (Schaul et al. 2016)
@@ -333,6 +334,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "ppo.target_kl": (0, 1e6, False),
     "replay.capacity": (1, 1 << 40, True),
     "replay.her_ratio": (0, 1, True),
+    "replay.her_random": (0, 1, True),
     "replay.priority_exponent": (0, 10, True),
     "replay.priority_beta": (0, 1, True),
     "optim.lr": (0, 10, False),

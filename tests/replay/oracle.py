@@ -46,6 +46,7 @@ class Oracle:
         gamma,
         her_strategy,
         her_ratio,
+        her_random=0.0,
         her_balance,
         her_reward,
         seed,
@@ -58,6 +59,7 @@ class Oracle:
     ):
         self.capacity, self.n, self.gamma = capacity, n_step, gamma
         self.strategy, self.ratio, self.balance = her_strategy, her_ratio, her_balance
+        self.random = her_random
         self.her_reward, self.seed = her_reward, seed
         self.sampling, self.hook, self.long_episodes = sampling, goals, long_episodes
         self.exponent, self.beta, self.epsilon = priority_exponent, priority_beta, priority_epsilon
@@ -270,11 +272,13 @@ class Oracle:
 
     def _relabeled(self, rng):
         events = [(i, t, g) for i, e in self.episodes.items() for t, g in self._eligible(e)]
-        if self.strategy == "random":
+        any_goal = self.strategy == "random" or (self.random > 0 and rng.unit() < self.random)
+        if any_goal:
             episode, t, _, _, scale = self._plain(rng)
             if self.balance == "goals":
                 return episode, t, rng.choose(self.active), True, scale
-            return episode, t, rng.choose(events)[2], True, scale
+            everywhere = [g for e in self.episodes.values() for _, g in e["events"]]
+            return episode, t, rng.choose(everywhere), True, scale
         if self.balance == "goals":
             goal = rng.choose(self.active)
             episode, at, _ = rng.choose([x for x in events if x[2] == goal])

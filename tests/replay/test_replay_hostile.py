@@ -91,7 +91,7 @@ def test_messages_name_what_to_do():
         {"capacity": 0}, {"capacity": -1}, {"capacity": 2**63}, {"capacity": 10.0},
         {"n_step": 0}, {"n_step": 2**40}, {"gamma": 1.5}, {"gamma": float("nan")},
         {"her_ratio": -0.1}, {"her_ratio": float("inf")}, {"her_reward": float("nan")},
-        {"her_balance": "goal"}, {"her_strategy": None}, {"seed": -1}, {"seed": 2**64},
+        {"her_balance": "goal"}, {"her_random": -0.1}, {"her_random": 2}, {"her_strategy": None}, {"seed": -1}, {"seed": 2**64},
         {"gamma": "0.9"}, {"n_step": True},
     ],
 )  # fmt: skip

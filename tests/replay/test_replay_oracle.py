@@ -68,6 +68,7 @@ options = st.fixed_dictionaries(
         "gamma": st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]),
         "her_strategy": st.sampled_from(["future", "final", "episode", "random", "none"]),
         "her_ratio": st.floats(0, 1),
+        "her_random": st.sampled_from([0.0, 0.3, 1.0]),
         "her_balance": st.sampled_from(["events", "goals"]),
         "her_reward": st.sampled_from([1.0, 0.3, -2.0]),
         "seed": st.integers(0, 2**64 - 1),

@@ -113,6 +113,16 @@ def test_episode_never_takes_goals_from_elsewhere_and_random_does(balance):
         assert pairs == (own if strategy == "episode" else own | {(first, B), (second, A)})
 
 
+def test_a_share_of_random_goals_comes_from_elsewhere():
+    buffer = make(her_strategy="future", her_random=0.4)
+    first = add(buffer, 1, {0: [A]})
+    second = add(buffer, 1, {0: [B]})
+    drawn = list(rows(buffer))
+    strange = [(r["episode"], r["goal"]) in {(first, B), (second, A)} for r in drawn]
+    assert np.mean(strange) == pytest.approx(0.2, abs=0.03)  # half of them meet their own goal
+    assert all(r["r"] == (0.0 if odd else 1.0) for r, odd in zip(drawn, strange, strict=True))
+
+
 def test_recorded_termination_does_not_end_another_goal():
     buffer = make(her_strategy="random", her_balance="goals")
     add(buffer, 2, {0: [A]}, terminated=True, rewards=[0.0, 1.0])

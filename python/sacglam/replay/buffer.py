@@ -42,6 +42,9 @@ class ReplayBuffer:
     | `random`  | any transition; the goal of any achievement in the buffer | any transition; any goal achieved in the buffer |
     | `none`    | nothing is relabeled | |
 
+    Of these rows a share `her_random` is drawn as by `random`, whatever the strategy. A goal that
+    was achieved later is nearly always in reach; these rows show what does not lead to a goal.
+
     While nothing in the buffer can be relabeled, all rows are plain.
 
     Targets: m = min(n_step, steps to the episode's end). A relabeled row also stops at the
@@ -89,6 +92,7 @@ class ReplayBuffer:
         gamma: discount per step, in [0, 1].
         her_strategy: "future", "final", "episode", "random" or "none".
         her_ratio: share of relabeled rows, in [0, 1].
+        her_random: share of the relabeled rows that are drawn as by strategy "random", in [0, 1].
         her_balance: "events" or "goals".
         her_reward: reward of a hit under a hindsight goal.
         seed: of the sampling, in [0, 2**64).
@@ -119,6 +123,7 @@ class ReplayBuffer:
         gamma: float = 0.99,
         her_strategy: str = "future",
         her_ratio: float = 0.8,
+        her_random: float = 0.0,
         her_balance: str = "goals",
         her_reward: float = 1.0,
         seed: int = 0,

@@ -21,6 +21,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "gamma": partial(real, low=0.0, high=1.0),
     "her_strategy": partial(choice, allowed=STRATEGIES),
     "her_ratio": partial(real, low=0.0, high=1.0),
+    "her_random": partial(real, low=0.0, high=1.0),
     "her_balance": partial(choice, allowed=BALANCES),
     "her_reward": partial(real, low=-1e30, high=1e30),
     "sampling": partial(choice, allowed=SAMPLINGS),

@@ -40,6 +40,7 @@ class SacAlgorithm:
             gamma=config.sac.gamma,
             her_strategy=config.replay.her_strategy,
             her_ratio=config.replay.her_ratio,
+            her_random=config.replay.her_random,
             her_balance=config.replay.her_balance,
             sampling=config.replay.sampling,
             priority_exponent=config.replay.priority_exponent,
