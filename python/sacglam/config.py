@@ -106,8 +106,8 @@ class PpoConfig:
 class ReplayConfig:
     capacity: int = 200_000  # steps
     her_strategy: str = "future"  # future, final, episode, random, none
-    her_ratio: float = 0.7  # share of relabeled rows (ours; HER paper 0.8)
-    her_random: float = 0.0  # share of the relabeled rows with a goal of any episode
+    her_ratio: float = 0.5  # share of relabeled rows (ours; HER paper 0.8)
+    her_random: float = 0.5  # share of the relabeled rows with a goal of any episode
     her_balance: str = "goals"  # each goal an equal share (ours), or events
     sampling: str = "transitions"  # uniform over them, over episodes, or prioritised by TD error
     priority_exponent: float = 0.6  # alpha of prioritised replay (Schaul et al. 2016)

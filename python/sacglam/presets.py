@@ -47,6 +47,7 @@ _PAPER: dict[str, Any] = {
     "policy.score": "logprob",
     "replay.her_strategy": "future",
     "replay.her_ratio": 0.8,
+    "replay.her_random": 0.0,
     "replay.her_balance": "events",
 }
 

@@ -26,7 +26,8 @@ SETTINGS: dict[str, Any] = {
     "policy.reduce": "sum",
     "sac.gamma": 0.8,
     "sac.explore": 0.2,
-    "total_steps": 28_000,
+    "replay.capacity": 3000,
+    "total_steps": 16_000,
     "steps_per_update": 4.0,
     "log_interval": 1000,
 }
