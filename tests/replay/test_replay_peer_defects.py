@@ -34,9 +34,7 @@ class Marked:
     def __init__(self, buffer: ReplayBuffer) -> None:
         self.buffer = buffer
         self.goals = [buffer.intern_text([1000 + k]) for k in range(GOALS)]
-        self.texts = [
-            [buffer.intern_text([k, t]) for t in range(LENGTH + 1)] for k in range(GOALS)
-        ]
+        self.texts = [[buffer.intern_text([k, t]) for t in range(LENGTH + 1)] for k in range(GOALS)]
         self.actions = buffer.intern_candidates(self.goals[:2])
         buffer.set_template([("goal",), ("observation",)])
 
@@ -149,9 +147,9 @@ def small_pages():
 
 
 @pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK) or not os.path.exists("/proc/self/smaps_rollup"),
+    not (os.access("/proc/self/clear_refs", os.W_OK) and os.path.exists("/proc/self/smaps_rollup")),
     reason="needs Linux's count of referenced pages",
-)  # fmt: skip
+)
 @pytest.mark.parametrize("balance", ["events", "goals"])
 def test_the_work_of_a_batch_does_not_grow_with_the_capacity(balance):
     """stable-baselines3's HER scans the whole buffer for each batch: 0.3 ms at a capacity of 10^4,
