@@ -55,9 +55,20 @@ bool is_type(const py::array& a) {
 }
 
 template <class T>
-bool is_plain(const py::array& a) {
-  return is_type<T>(a) && (a.flags() & py::array::c_style) != 0;
+bool is_aligned(const py::array& a) {
+  return reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) == 0;
 }
+
+template <class T>
+bool is_plain(const py::array& a) {
+  return is_type<T>(a) && (a.flags() & py::array::c_style) != 0 && is_aligned<T>(a);
+}
+
+// Any array as one of T, copied where it is of another type or not aligned.
+constexpr int kCast = static_cast<int>(py::array::forcecast) |
+                      static_cast<int>(py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+template <class T>
+using Cast = py::array_t<T, kCast>;
 
 py::array to_array(const py::handle& value, const char* name) {
   py::array a;
@@ -70,6 +81,11 @@ py::array to_array(const py::handle& value, const char* name) {
   if (a.ndim() != 1) {
     throw ReplayFault(std::string(name) + " must have one dimension, got " +
                       std::to_string(a.ndim()));
+  }
+  // A view may claim any size; copying it would ask the system for all of that.
+  if (static_cast<std::size_t>(a.size()) > InternTable::kMaxSize) {
+    throw ReplayFault(std::string(name) + " has " + std::to_string(a.size()) +
+                      " entries, at most 2^30 can be taken");
   }
   return a;
 }
@@ -91,9 +107,8 @@ std::vector<T> to_ints(const py::handle& value, const char* name) {
   }
   std::vector<T> out(size);
   const bool wide = kind == 'u' && a.itemsize() == 8;
-  const auto wide_values = wide ? py::array_t<std::uint64_t, py::array::forcecast>(a)
-                                : py::array_t<std::uint64_t, py::array::forcecast>();
-  const auto values = py::array_t<std::int64_t, py::array::forcecast>(a);
+  const auto wide_values = wide ? Cast<std::uint64_t>(a) : Cast<std::uint64_t>();
+  const auto values = Cast<std::int64_t>(a);
   for (std::size_t i = 0; i < size; ++i) {
     const std::int64_t v = values.at(static_cast<py::ssize_t>(i));
     const bool too_wide = wide && wide_values.at(static_cast<py::ssize_t>(i)) > INT64_MAX;
@@ -119,7 +134,7 @@ std::vector<float> to_floats(const py::handle& value, const char* name) {
     throw ReplayFault(std::string(name) + " must hold real numbers, got dtype " +
                       py::str(a.dtype()).cast<std::string>());
   }
-  const auto values = py::array_t<double, py::array::forcecast>(a);
+  const auto values = Cast<double>(a);
   std::vector<float> out(size);
   for (std::size_t i = 0; i < size; ++i) {
     out[i] = static_cast<float>(values.at(static_cast<py::ssize_t>(i)));
@@ -200,7 +215,7 @@ T* writable(const py::handle& value, const char* name, std::size_t need) {
   if (a.ndim() != 1) refuse("must have one dimension");
   if ((a.flags() & py::array::c_style) == 0) refuse("must be contiguous");
   if (!a.writeable()) refuse("must be writable");
-  if (reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) != 0) refuse("must be aligned");
+  if (!is_aligned<T>(a)) refuse("must be aligned");
   if (static_cast<std::size_t>(a.size()) < need) {
     refuse("has " + std::to_string(a.size()) + " entries, " + std::to_string(need) + " are needed");
   }
@@ -257,13 +272,15 @@ py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, const py::o
     }
     const auto room = static_cast<std::size_t>(given[0].cast<py::array>().size());
     const auto next_room = static_cast<std::size_t>(given[3].cast<py::array>().size());
-    const py::gil_scoped_release release;
-    buffer.sample(rows, scratch, [&](const Plan& plan) {
-      require_room("prompt_ids", room, plan.prompt_tokens);
-      require_room("next_prompt_ids", next_room, plan.next_tokens);
-      return to;
-    });
-    return given;
+    {
+      const py::gil_scoped_release release;
+      buffer.sample(rows, scratch, [&](const Plan& plan) {
+        require_room("prompt_ids", room, plan.prompt_tokens);
+        require_room("next_prompt_ids", next_room, plan.next_tokens);
+        return to;
+      });
+    }
+    return given;  // counts a reference, which needs the GIL
   }
   py::tuple fresh = py::make_tuple(
       py::none(), py::array_t<std::int64_t>(n + 1), py::array_t<std::int32_t>(n), py::none(),

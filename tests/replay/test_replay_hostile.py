@@ -43,6 +43,8 @@ GOOD = {
         ("observations", np.zeros(3)), ("observations", np.zeros((3, 1), np.int32)),
         ("observations", None), ("observations", [[0], [1, 2]]), ("observations", [0, 1, 2**70]),
         ("observations", np.array([0, 1, 2**64 - 1], np.uint64)), ("observations", object()),
+        ("observations", np.broadcast_to(np.int32(0), (2**40,))),
+        ("rewards", np.broadcast_to(np.float16(0), (2**45,))),
         ("candidates", [0, 1, 2]), ("candidates", [0, 1]), ("candidates", [True, False, True]),
         ("actions", [2, 0]), ("actions", [1, 1]), ("actions", [-1, 0]), ("actions", []),
         ("actions", [1]), ("actions", [1, 0, 0]), ("actions", np.array([1, 0], np.float32)),
@@ -63,6 +65,22 @@ def test_a_bad_episode_is_refused_and_leaves_no_trace(field, value):
     with pytest.raises(ReplayError):
         buffer.add_episode(**(GOOD | {field: value}))
     assert buffer.stats() == twin.stats()
+    for a, b in zip(buffer.sample(16), twin.sample(16), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["i4", "i8", "u8", "f4", "f8"])
+def test_arrays_that_are_not_aligned_are_read_all_the_same(dtype):
+    buffer, twin = make(), make()
+    twin.add_episode(**GOOD)
+    size = np.dtype(dtype).itemsize
+    odd = {}
+    for field, value in GOOD.items():
+        if isinstance(value, list) and (field == "rewards") == (dtype[0] == "f"):
+            a = np.frombuffer(bytearray(size * len(value) + 1), np.uint8)[1:].view(dtype)
+            a[:] = value
+            odd[field] = a
+    buffer.add_episode(**(GOOD | odd))
     for a, b in zip(buffer.sample(16), twin.sample(16), strict=True):
         assert a.tobytes() == b.tobytes()
 
@@ -91,7 +109,8 @@ def test_messages_name_what_to_do():
         {"capacity": 0}, {"capacity": -1}, {"capacity": 2**63}, {"capacity": 10.0},
         {"n_step": 0}, {"n_step": 2**40}, {"gamma": 1.5}, {"gamma": float("nan")},
         {"her_ratio": -0.1}, {"her_ratio": float("inf")}, {"her_reward": float("nan")},
-        {"her_balance": "goal"}, {"her_strategy": None}, {"seed": -1}, {"seed": 2**64},
+        {"her_balance": "goal"}, {"her_balance": np.array([])}, {"her_strategy": None},
+        {"seed": -1}, {"seed": 2**64},
         {"gamma": "0.9"}, {"n_step": True},
     ],
 )  # fmt: skip

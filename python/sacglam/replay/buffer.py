@@ -439,7 +439,7 @@ def _real(name: str, value: Any, low: float, high: float) -> float:
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value in allowed:
+    if isinstance(value, str) and value in allowed:
         return str(value)
     near = difflib.get_close_matches(str(value), allowed, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
