@@ -43,17 +43,20 @@ def includes() -> list[str]:
     return [f"-I{python}", f"-I{pybind11.get_include()}"]
 
 
-def build(folder: Path, sanitizer: str, fault: tuple[str, str, str] | None = None) -> Path:
-    """The extension, with a fault sown into it (file, old text, new text); skips the test where
-    the tools are missing."""
+def build(folder: Path, sanitizer: str, fault: tuple[str, str] | None = None) -> Path:
+    """The extension, with a fault sown into it (old text, new text); skips the test where the
+    tools are missing."""
     if CXX is None or not CSRC.is_dir():
         pytest.skip("needs a C++ compiler and the C++ sources")
-    for path in [*CSRC.glob("replay*.hpp"), CSRC / "bindings.hpp", CSRC / "bind_replay.cpp"]:
+    old, new = fault or ("", "")
+    sown = 0
+    for path in [*CSRC.glob("*.hpp"), CSRC / "bind_replay.cpp"]:
         text = path.read_text()
-        if fault is not None and path.name == fault[0]:
-            assert text.count(fault[1]) == 1, f"{path.name} changed: adapt the fault"
-            text = text.replace(*fault[1:])
+        if fault:
+            sown += text.count(old)
+            text = text.replace(old, new)
         (folder / path.name).write_text(text)
+    assert fault is None or sown == 1, f"{old!r} is there {sown} times: adapt the fault"
     source, target = folder / "module.cpp", folder / "_C.so"
     source.write_text(MODULE)
     command = [

@@ -52,12 +52,11 @@ def test_the_address_sanitizer_finds_nothing_in_hostile_calls(tmp_path):
 
 
 FAULTS = {
-    # sanitizer, script, (file, old, new)
+    # sanitizer, script, (old, new)
     "words are stored without atomics": (
         "thread",
         "threads_replay.py",
         (
-            "replay_ring.hpp",
             "Sync::store_relaxed(place[i], words[i]);",
             "reinterpret_cast<volatile std::uint64_t*>(place)[i] = words[i];",
         ),
@@ -65,7 +64,7 @@ FAULTS = {
     "out arrays need not be long enough": (
         "address,undefined",
         "fuzz_replay.py",
-        ("bind_replay.cpp", "if (static_cast<std::size_t>(a.size()) < need) {", "if (false) {"),
+        ("if (static_cast<std::size_t>(a.size()) < need) {", "if (false) {"),
     ),
 }
 
