@@ -9,39 +9,21 @@
 // On a shared log (replay_log.hpp) producers take neither to append.
 #pragma once
 
-#include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
 
+#include "replay_batch.hpp"
 #include "replay_log.hpp"
 #include "replay_state.hpp"
 
 namespace sacglam::replay {
 
-// Where a batch of B rows goes; offsets have B + 1 entries.
-struct BatchArrays {
-  std::int32_t* prompt_ids;
-  std::int64_t* prompt_offsets;
-  std::int32_t* candidates;
-  std::int32_t* next_prompt_ids;
-  std::int64_t* next_prompt_offsets;
-  std::int32_t* next_candidates;
-  std::int32_t* action;
-  float* n_step_return;
-  float* discount;
-  float* weight;
-  std::int32_t* steps;
-  std::int32_t* goal;
-  std::uint8_t* relabeled;
-  std::int64_t* episode;
-  std::int32_t* step;
-};
-
 struct Stats {
   std::uint64_t steps, episodes, evicted_steps, goals, bytes, shared_bytes, samples, batches,
-      redrawn, texts, sets;
+      redrawn, texts, sets, stale_priorities;
   double her_share;
 };
 
@@ -88,23 +70,30 @@ class ReplayBuffer {
     const std::lock_guard lock(writers(intern_));
     adopt_literals(ops, owned_->tables);
     owned_->set_form(Template(std::move(ops), owned_->tables), reclaimer_);
+    versions_.fetch_add(1, std::memory_order_release);
     reclaimer_.collect();
   }
 
+  // Of an episode that is split, the id of its first piece.
   std::int64_t add_episode(const EpisodeInput& input) {
-    for (;;) {
-      const std::uint64_t loads = loads_.load(std::memory_order_acquire);
-      {
-        const Reclaimer::Guard guard(reclaimer_);
-        adopt(input);
-        input.check(state().tables, settings_.capacity);
-      }
-      if (log_) return static_cast<std::int64_t>(log_->append(input));
-      const std::lock_guard lock(writers(commit_));
-      // Another state since the check: its ids mean something else.
-      if (loads != loads_.load(std::memory_order_relaxed)) continue;
-      return static_cast<std::int64_t>(owned_->store.add(input));
+    const std::size_t length = input.actions.size();
+    if (settings_.long_episodes == LongEpisodes::kRefuse || fits(input, 0, length)) {
+      return add_whole(input);
     }
+    {
+      const Reclaimer::Guard guard(reclaimer_);
+      adopt(input);
+      input.check(state().tables, std::numeric_limits<std::int64_t>::max());
+    }
+    std::int64_t first = -1;
+    for (std::size_t begin = 0, end = 0; begin < length; begin = end) {
+      const std::size_t most = static_cast<std::size_t>((settings_.capacity + 1) / 2);
+      end = begin + 1;
+      while (end < length && end - begin < most && fits(input, begin, end + 1)) ++end;
+      const std::int64_t id = add_whole(input.piece(begin, end));
+      if (first < 0) first = id;
+    }
+    return first;
   }
 
   // Takes over what other processes (and this one) appended to the shared log. Every call that
@@ -118,10 +107,29 @@ class ReplayBuffer {
                                      const std::vector<std::int32_t>& actions,
                                      std::int64_t t) const;
 
-  // Draws a batch of `rows`. `place(plan)` says where it goes, once its size is known; when it
-  // throws, the next call draws the same batch (unless another thread has sampled meanwhile).
+  // Draws a batch of `rows`. `place(plan)` says where it goes, once its size is known; when it, or
+  // the hook, throws, the next call draws the same batch (unless another thread has sampled
+  // meanwhile).
   template <class Place>
-  void sample(std::size_t rows, Plan& plan, const Place& place);
+  void sample(std::size_t rows, double beta, Plan& plan, const Place& place,
+              const GoalHook& hook = nullptr, std::optional<std::uint64_t> number = std::nullopt);
+
+  // For batches that are drawn ahead (replay_prefetch.hpp): sample() with a `number` draws that
+  // batch and counts nothing; delivered() counts it. Another version means other contents or
+  // another template, and batches that were drawn before are void.
+  std::uint64_t version() const { return versions_.load(std::memory_order_acquire); }
+  std::uint64_t batches() const { return state().batches.load(std::memory_order_relaxed); }
+  void delivered(std::uint64_t number, std::size_t rows, std::size_t relabeled,
+                 std::size_t redrawn) {
+    const Reclaimer::Guard guard(reclaimer_);
+    State& now = *state_.load(std::memory_order_acquire);
+    now.batches.store(number + 1, std::memory_order_relaxed);
+    count(now, rows, relabeled, redrawn);
+  }
+
+  // New priorities of the transitions that `keys` name; returns how many are still there.
+  std::size_t update_priorities(const std::vector<std::int64_t>& keys,
+                                const std::vector<double>& priorities);
 
   void save(const std::string& path) {
     follow();
@@ -149,6 +157,28 @@ class ReplayBuffer {
   Stats stats();
 
  private:
+  // Whether these of its steps can be stored as one episode.
+  bool fits(const EpisodeInput& input, std::size_t begin, std::size_t end) const {
+    if (end - begin > static_cast<std::size_t>(settings_.capacity)) return false;
+    if (!log_ || end >= input.achieved_offsets.size()) return true;  // refused elsewhere
+    const std::int64_t events = input.achieved_offsets[end] - input.achieved_offsets[begin];
+    return log_->fits(end - begin, static_cast<std::size_t>(std::max<std::int64_t>(events, 0)));
+  }
+  std::int64_t add_whole(const EpisodeInput& input) {
+    for (;;) {
+      const std::uint64_t loads = loads_.load(std::memory_order_acquire);
+      {
+        const Reclaimer::Guard guard(reclaimer_);
+        adopt(input);
+        input.check(state().tables, settings_.capacity);
+      }
+      if (log_) return static_cast<std::int64_t>(log_->append(input));
+      const std::lock_guard lock(writers(commit_));
+      // Another state since the check: its ids mean something else.
+      if (loads != loads_.load(std::memory_order_relaxed)) continue;
+      return static_cast<std::int64_t>(owned_->store.add(input));
+    }
+  }
   const State& state() const { return *state_.load(std::memory_order_acquire); }
   std::unique_ptr<State> new_state(std::uint64_t seed) {
     return std::make_unique<State>(settings_, seed, reclaimer_, log_ ? &log_->texts() : nullptr,
@@ -175,6 +205,12 @@ class ReplayBuffer {
     adopt(input.achieved.data(), input.achieved.size(), nullptr, 0);
   }
   void adopt_all() const;
+  static void count(State& state, std::size_t rows, std::size_t relabeled, std::size_t redrawn) {
+    state.sampled_rows.fetch_add(rows, std::memory_order_relaxed);
+    state.relabeled_rows.fetch_add(relabeled, std::memory_order_relaxed);
+    if (redrawn > 0) state.redrawn_rows.fetch_add(redrawn, std::memory_order_relaxed);
+  }
+  GoalAnswer checked(const GoalHook& hook, const GoalRequest& request, const State& state) const;
 
   const Settings settings_;
   const pid_t pid_ = ::getpid();
@@ -185,55 +221,8 @@ class ReplayBuffer {
   std::unique_ptr<State> owned_;        // the writers'
   std::atomic<State*> state_{nullptr};  // the readers'
   std::atomic<std::uint64_t> loads_{0};
+  std::atomic<std::uint64_t> versions_{0};
 };
-
-// Copies tokens. Small texts go by whole blocks: a text owns the memory up to the next block, and
-// what is written too much is overwritten by the next text; the last ones are copied exactly.
-inline void gather(const std::vector<Span>& spans, std::size_t tokens, std::int32_t* to) {
-  constexpr std::size_t kAhead = 12;  // spans; hides the misses of one text behind others
-  std::size_t left = tokens;
-  for (std::size_t i = 0; i < spans.size(); ++i) {
-    if (i + kAhead < spans.size()) __builtin_prefetch(spans[i + kAhead].data);
-    const Span span = spans[i];
-    const std::size_t blocks = (span.size + Span::kPad - 1) / Span::kPad;
-    if (blocks <= 4 && blocks * Span::kPad <= left) {
-      for (std::size_t b = 0; b < blocks; ++b) {
-        std::memcpy(to + b * Span::kPad, span.data + b * Span::kPad,
-                    Span::kPad * sizeof(std::int32_t));
-      }
-    } else {
-      std::memcpy(to, span.data, span.size * sizeof(std::int32_t));
-    }
-    to += span.size;
-    left -= span.size;
-  }
-}
-
-inline void fill(const Plan& plan, const BatchArrays& to) {
-  gather(plan.prompt_spans, plan.prompt_tokens, to.prompt_ids);
-  gather(plan.next_spans, plan.next_tokens, to.next_prompt_ids);
-  std::int64_t prompt_end = 0;
-  std::int64_t next_end = 0;
-  to.prompt_offsets[0] = to.next_prompt_offsets[0] = 0;
-  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
-    const PlannedRow& row = plan.rows[i];
-    prompt_end += static_cast<std::int64_t>(row.prompt_tokens);
-    next_end += static_cast<std::int64_t>(row.next_tokens);
-    to.prompt_offsets[i + 1] = prompt_end;
-    to.next_prompt_offsets[i + 1] = next_end;
-    to.candidates[i] = row.candidates;
-    to.next_candidates[i] = row.next_candidates;
-    to.action[i] = row.action;
-    to.n_step_return[i] = row.n_step_return;
-    to.discount[i] = row.discount;
-    to.weight[i] = 1.0F;
-    to.steps[i] = row.steps;
-    to.goal[i] = row.goal;
-    to.relabeled[i] = row.relabeled ? 1 : 0;
-    to.episode[i] = static_cast<std::int64_t>(row.episode);
-    to.step[i] = row.step;
-  }
-}
 
 inline void ReplayBuffer::adopt(const std::int32_t* texts, std::size_t n_texts,
                                 const std::int32_t* sets, std::size_t n_sets) const {
@@ -296,15 +285,20 @@ inline void ReplayBuffer::load(const std::string& path) {
     log_->set_next(loaded->store.next_label());
     log_->follow([&](std::uint64_t, const EpisodeInput&) {});
   }
+  // A key that was given to a batch of the old contents must not name a row of the new ones.
+  // None was given while there were no rows.
+  loaded->epoch = owned_->epoch + (owned_->store.rows().tail() > 0 ? 1 : 0);
   state_.store(loaded.get(), std::memory_order_release);
   owned_.swap(loaded);
   loads_.fetch_add(1, std::memory_order_release);
+  versions_.fetch_add(1, std::memory_order_release);
   reclaimer_.retire(std::shared_ptr<const State>(std::move(loaded)));
   reclaimer_.collect();
 }
 
 template <class Place>
-void ReplayBuffer::sample(std::size_t rows, Plan& plan, const Place& place) {
+void ReplayBuffer::sample(std::size_t rows, double beta, Plan& plan, const Place& place,
+                          const GoalHook& hook, std::optional<std::uint64_t> number) {
   follow();
   const Reclaimer::Guard guard(reclaimer_);
   State& state = *state_.load(std::memory_order_acquire);
@@ -312,20 +306,93 @@ void ReplayBuffer::sample(std::size_t rows, Plan& plan, const Place& place) {
   if (form.empty()) throw ReplayFault("no template is set: call set_template first");
   const auto [head, tail] = state.store.rows().range();
   if (head == tail) throw ReplayFault("the buffer is empty: add an episode before sampling");
-  const std::uint64_t batch = state.batches.fetch_add(1, std::memory_order_relaxed);
-  Sampler(settings_, state.store, state.tables, form).plan(rows, state.seed, batch, plan);
+  const std::uint64_t batch =
+      number ? *number : state.batches.fetch_add(1, std::memory_order_relaxed);
+  Sampler sampler(settings_, state.store, state.tables, form);
   BatchArrays to;
   try {
+    if (hook) {
+      sampler.plan(rows, state.seed, batch, plan,
+                   [&](const GoalRequest& request) { return checked(hook, request, state); });
+    } else {
+      sampler.plan(rows, state.seed, batch, plan);
+    }
+    if (!plan.scales.empty()) weigh(plan.scales, beta, plan.weights);
     to = place(plan);
   } catch (...) {
     std::uint64_t mine = batch + 1;
-    state.batches.compare_exchange_strong(mine, batch, std::memory_order_relaxed);
+    if (!number) state.batches.compare_exchange_strong(mine, batch, std::memory_order_relaxed);
     throw;
   }
-  fill(plan, to);
-  state.sampled_rows.fetch_add(rows, std::memory_order_relaxed);
-  state.relabeled_rows.fetch_add(plan.relabeled, std::memory_order_relaxed);
-  if (plan.redrawn > 0) state.redrawn_rows.fetch_add(plan.redrawn, std::memory_order_relaxed);
+  fill(plan, state.epoch, to);
+  if (!number) count(state, plan.rows.size(), plan.relabeled, plan.redrawn);
+}
+
+inline GoalAnswer ReplayBuffer::checked(const GoalHook& hook, const GoalRequest& request,
+                                        const State& state) const {
+  GoalAnswer answer = hook(request);
+  const std::size_t rows = request.row.size();
+  const auto require = [&](const char* what, std::size_t got, std::size_t need) {
+    if (got == need) return;
+    throw ReplayFault(std::string("the goals hook returned ") + std::to_string(got) + " " + what +
+                      " for " + std::to_string(rows) + " rows of " + std::to_string(request.width) +
+                      " steps; " + std::to_string(need) + " are needed");
+  };
+  require("goals", answer.goal.size(), rows);
+  if (!answer.hits.empty()) require("hits", answer.hits.size(), rows * request.width);
+  if (!answer.rewards.empty()) require("rewards", answer.rewards.size(), rows * request.width);
+  for (std::size_t i = 0; i < rows; ++i) {
+    if (answer.goal[i] < -1) {
+      throw ReplayFault("the goals hook returned " + std::to_string(answer.goal[i]) + " for row " +
+                        std::to_string(i) + "; a goal is a text id, or -1 to leave the row alone");
+    }
+    if (answer.goal[i] == -1) continue;
+    adopt(&answer.goal[i], 1, nullptr, 0);
+    state.tables.require_text(answer.goal[i], "the goals hook");
+  }
+  for (const float reward : answer.rewards) {
+    if (!std::isfinite(reward)) throw ReplayFault("the goals hook returned a reward not finite");
+  }
+  return answer;
+}
+
+inline std::size_t ReplayBuffer::update_priorities(const std::vector<std::int64_t>& keys,
+                                                   const std::vector<double>& priorities) {
+  if (settings_.sampling != Sampling::kPrioritised) {
+    throw ReplayFault("priorities need a buffer made with sampling=\"prioritised\"");
+  }
+  if (keys.size() != priorities.size()) {
+    throw ReplayFault("update_priorities was given " + std::to_string(keys.size()) + " keys and " +
+                      std::to_string(priorities.size()) + " priorities");
+  }
+  for (std::size_t i = 0; i < priorities.size(); ++i) {
+    if (std::isfinite(priorities[i]) && priorities[i] >= 0.0) continue;
+    throw ReplayFault("priorities[" + std::to_string(i) + "] is " + std::to_string(priorities[i]) +
+                      "; it must be finite and not negative");
+  }
+  const std::lock_guard lock(writers(commit_));
+  State& state = *owned_;
+  const auto [head, tail] = state.store.rows().range();
+  constexpr std::uint64_t kPosition = (std::uint64_t{1} << kPositionBits) - 1;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const auto key = static_cast<std::uint64_t>(keys[i]);
+    const std::uint64_t epoch = key >> kPositionBits;
+    if (keys[i] >= 0 && (epoch < state.epoch || (epoch == state.epoch && (key & kPosition) < tail)))
+      continue;
+    throw ReplayFault("keys[" + std::to_string(i) + "] is " + std::to_string(keys[i]) +
+                      ", which this buffer has given to no batch");
+  }
+  std::size_t updated = 0;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const auto key = static_cast<std::uint64_t>(keys[i]);
+    // The position of an evicted row is below the head for ever, whatever is in its place now.
+    if (key >> kPositionBits != state.epoch || (key & kPosition) < head) continue;
+    Priorities& all = *state.store.priorities();
+    all.set(key & kPosition, all.value_of(priorities[i]));
+    ++updated;
+  }
+  state.stale_priorities.fetch_add(keys.size() - updated, std::memory_order_relaxed);
+  return updated;
 }
 
 inline std::vector<std::int32_t> ReplayBuffer::assemble(
@@ -389,6 +456,7 @@ inline Stats ReplayBuffer::stats() {
   out.batches = s.batches.load(std::memory_order_relaxed);
   out.redrawn = s.redrawn_rows.load(std::memory_order_relaxed);
   out.texts = static_cast<std::uint64_t>(s.tables.texts.size());
+  out.stale_priorities = s.stale_priorities.load(std::memory_order_relaxed);
   out.sets = static_cast<std::uint64_t>(s.tables.sets.size());
   out.her_share = out.samples == 0
                       ? 0.0

@@ -19,6 +19,9 @@ struct CheckpointFault : std::runtime_error {
 
 enum class Strategy : std::uint32_t { kNone, kFuture, kFinal, kEpisode, kRandom };
 enum class Balance : std::uint32_t { kEvents, kGoals };
+enum class Sampling : std::uint32_t { kTransitions, kEpisodes, kPrioritised };
+// What becomes of an episode that is longer than the buffer, or than a shared buffer's segment.
+enum class LongEpisodes : std::uint32_t { kRefuse, kSplit };
 
 struct Settings {
   std::int64_t capacity = 0;  // transitions
@@ -28,6 +31,11 @@ struct Settings {
   double her_ratio = 0.0;
   Balance balance = Balance::kEvents;
   float her_reward = 1.0F;
+  Sampling sampling = Sampling::kTransitions;
+  LongEpisodes long_episodes = LongEpisodes::kRefuse;
+  double priority_exponent = 0.6;  // alpha of Schaul et al.
+  double priority_beta = 0.4;
+  double priority_epsilon = 1e-6;
 };
 
 inline std::uint64_t mix64(std::uint64_t x) {  // finaliser of splitmix64 (Steele et al. 2014)

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstddef>
+#include <type_traits>
 #include <vector>
 
 #include "replay_tables.hpp"
@@ -22,6 +23,8 @@ struct EpisodeInput {
   bool truncated = false;
 
   void check(const Tables& tables, std::int64_t capacity) const;
+  // Its steps [begin, end) as an episode; cut off, which is a truncation, unless they are the last.
+  EpisodeInput piece(std::size_t begin, std::size_t end) const;
 };
 
 // The stored records are whole 64-bit words: rings move them word by word.
@@ -63,6 +66,27 @@ struct Episode {
   std::uint16_t unused;
 };
 
+inline EpisodeInput EpisodeInput::piece(std::size_t begin, std::size_t end) const {
+  const auto slice = [](const auto& all, std::size_t first, std::size_t last) {
+    return std::decay_t<decltype(all)>(all.begin() + static_cast<std::ptrdiff_t>(first),
+                                       all.begin() + static_cast<std::ptrdiff_t>(last));
+  };
+  EpisodeInput out;
+  const bool last = end == actions.size();
+  out.goal = goal;
+  out.observations = slice(observations, begin, end + 1);
+  out.candidates = slice(candidates, begin, end + 1);
+  out.actions = slice(actions, begin, end);
+  out.rewards = slice(rewards, begin, end);
+  out.achieved_offsets = slice(achieved_offsets, begin, end + 1);
+  for (std::int64_t& offset : out.achieved_offsets) offset -= achieved_offsets[begin];
+  out.achieved = slice(achieved, static_cast<std::size_t>(achieved_offsets[begin]),
+                       static_cast<std::size_t>(achieved_offsets[end]));
+  out.terminated = last && terminated;
+  out.truncated = last ? truncated : true;
+  return out;
+}
+
 inline void EpisodeInput::check(const Tables& tables, std::int64_t capacity) const {
   const std::size_t length = actions.size();
   const auto require_size = [&](const char* name, std::size_t got, std::size_t need) {
@@ -75,7 +99,8 @@ inline void EpisodeInput::check(const Tables& tables, std::int64_t capacity) con
   if (length > static_cast<std::size_t>(capacity)) {
     throw ReplayFault("an episode of " + std::to_string(length) +
                       " transitions does not fit a buffer of capacity " + std::to_string(capacity) +
-                      "; raise the capacity or shorten episodes");
+                      "; raise the capacity, shorten episodes, or have them split by "
+                      "long_episodes=\"split\"");
   }
   require_size("observations", observations.size(), length + 1);
   require_size("candidates", candidates.size(), length + 1);

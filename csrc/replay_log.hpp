@@ -60,6 +60,10 @@ class SharedLog {
   void set_next(std::uint64_t id) { header_->next_episode.store(id, std::memory_order_relaxed); }
   std::size_t bytes() const { return arena_at(layout_) + arena_.bytes(); }
 
+  // Whether an episode of so many steps and achievements fits a segment.
+  bool fits(std::size_t steps, std::size_t events) const {
+    return kEpisodeWords + 2 * steps + events <= layout_.segment_words;
+  }
   // `input` has passed check(). Any thread of any process that has attached. Returns the id; with
   // `id`, the one that the episode had before (for loading, beside no other producer).
   std::uint64_t append(const EpisodeInput& input, std::optional<std::uint64_t> id = std::nullopt);

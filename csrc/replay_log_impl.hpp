@@ -226,7 +226,8 @@ inline std::uint64_t SharedLog::append(const EpisodeInput& input,
                       std::to_string(words.size()) +
                       " words, and a segment of this shared "
                       "buffer holds " +
-                      std::to_string(layout_.segment_words) + "; raise the capacity");
+                      std::to_string(layout_.segment_words) +
+                      "; raise the capacity, or have episodes split by long_episodes=\"split\"");
   }
   words[1] = pair(input.goal, static_cast<std::int32_t>(length));
   words[2] = pair(input.observations[length], input.candidates[length]);

@@ -9,81 +9,25 @@
 #include <optional>
 #include <vector>
 
-#include "replay_store.hpp"
-#include "replay_template.hpp"
+#include "replay_target.hpp"
 
 namespace sacglam::replay {
-
-struct Draw {
-  std::uint64_t id;
-  Episode episode;
-  std::int32_t step;
-  std::int32_t goal;
-  bool relabeled;
-};
-
-struct PlannedRow {
-  std::uint64_t episode;
-  std::int32_t step;
-  std::int32_t goal;
-  std::int32_t candidates;
-  std::int32_t next_candidates;
-  std::int32_t action;
-  std::int32_t steps;  // m
-  float n_step_return;
-  float discount;
-  bool relabeled;
-  std::size_t prompt_tokens;
-  std::size_t next_tokens;
-};
-
-// A drawn batch: rows, and where their tokens lie (in memory that never moves).
-struct Plan {
-  std::vector<PlannedRow> rows;
-  std::vector<Span> prompt_spans;
-  std::vector<Span> next_spans;
-  std::size_t prompt_tokens = 0;
-  std::size_t next_tokens = 0;
-  std::size_t relabeled = 0;
-  std::size_t redrawn = 0;  // attempts that a writer overtook
-
-  void clear() {
-    rows.clear();
-    prompt_spans.clear();
-    next_spans.clear();
-    prompt_tokens = next_tokens = relabeled = redrawn = 0;
-  }
-};
-
-class StoredSteps {
- public:
-  StoredSteps(const Store& store, const Episode& e) : rows_(store.rows()), e_(e) {}
-  std::int32_t observation(std::int32_t i) const {
-    return i < e_.length ? word(i, 0)[0] : e_.last_observation;
-  }
-  std::int32_t candidates(std::int32_t i) const {
-    return i < e_.length ? word(i, 0)[1] : e_.last_candidates;
-  }
-  std::int32_t action(std::int32_t i) const { return word(i, 1)[0]; }
-  Row row(std::int32_t i) const { return rows_.peek(e_.row_begin + static_cast<std::uint64_t>(i)); }
-
- private:
-  std::array<std::int32_t, 2> word(std::int32_t i, std::size_t which) const {
-    return rows_.peek_pair(e_.row_begin + static_cast<std::uint64_t>(i), which);
-  }
-  const Ring<Row>& rows_;
-  const Episode& e_;
-};
 
 class Sampler {
  public:
   Sampler(const Settings& settings, const Store& store, const Tables& tables, const Template& form)
-      : settings_(settings), store_(store), tables_(tables), form_(form) {}
+      : settings_(settings),
+        store_(store),
+        tables_(tables),
+        form_(form),
+        targets_(settings, store) {
+    if (store.priorities() != nullptr) priorities_.emplace(*store.priorities(), store.rows());
+  }
 
   // Exactly floor or ceil of her_ratio * rows are relabeled, its mean over batches is exact, and
   // they are spread evenly over the batch. None when nothing can be relabeled.
   // The store must hold something; then it always will.
-  void plan(std::size_t rows, std::uint64_t seed, std::uint64_t batch, Plan& out) const {
+  void plan(std::size_t rows, std::uint64_t seed, std::uint64_t batch, Plan& out) {
     out.clear();
     out.rows.reserve(rows);
     const std::size_t share = relabeled_share(rows, seed, batch);
@@ -96,13 +40,47 @@ class Sampler {
         const bool relabel = (i + 1) * share / rows > i * share / rows;
         group[size].rng = CounterRng(seed, batch, i);
         group[size].relabel = relabel && can_relabel();
-        scout(group[size]);
       }
-      for (std::size_t j = 0; j < size; ++j) scout_second(group[j]);
-      for (std::size_t j = 0; j < size; ++j) scout_third(group[j]);
-      for (std::size_t j = 0; j < size; ++j) draw(group[j]);
+      draw_group(group, size);
       for (std::size_t j = 0; j < size; ++j) finish(group[j], out);
     }
+  }
+
+  // The same share of rows is offered to `hook`, which says what their goals are; they are drawn
+  // as the plain ones are. A row that is overtaken while the hook runs is drawn anew, and plain.
+  void plan(std::size_t rows, std::uint64_t seed, std::uint64_t batch, Plan& out,
+            const GoalHook& hook) {
+    out.clear();
+    out.rows.reserve(rows);
+    const std::size_t share = share_of(rows, seed, batch);
+    std::vector<Attempt> all(rows);
+    for (std::size_t i = 0; i < rows; ++i) all[i].rng = CounterRng(seed, batch, i);
+    for (std::size_t i = 0; i < rows; i += kGroup) draw_group(&all[i], std::min(kGroup, rows - i));
+    GoalRequest request;
+    std::vector<std::size_t> offered;
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (; !all[i].ready; ++out.redrawn) draw(all[i]);
+      if ((i + 1) * share / rows == i * share / rows) continue;
+      offered.push_back(i);
+      const auto most = static_cast<std::size_t>(
+          std::min(settings_.n_step, all[i].draw.episode.length - all[i].draw.step));
+      request.width = std::max(request.width, most);
+    }
+    request.achieved_offsets.push_back(0);
+    for (const std::size_t i : offered) targets_.ask(all[i].draw, i, request);
+    if (!request.row.empty()) {
+      const GoalAnswer answer = hook(request);
+      for (std::size_t r = 0; r < request.row.size(); ++r) {
+        if (answer.goal[r] < 0) continue;
+        Attempt& a = all[static_cast<std::size_t>(request.row[r])];
+        a.draw.goal = answer.goal[r];
+        a.draw.relabeled = true;
+        const std::size_t at = r * request.width;
+        a.ready = targets_.target(a.draw, a.row, answer.hits.empty() ? nullptr : &answer.hits[at],
+                                  answer.rewards.empty() ? nullptr : &answer.rewards[at]);
+      }
+    }
+    for (Attempt& a : all) finish(a, out);
   }
 
  private:
@@ -116,7 +94,9 @@ class Sampler {
   }
 
   std::size_t relabeled_share(std::size_t rows, std::uint64_t seed, std::uint64_t batch) const {
-    if (!can_relabel()) return 0;
+    return can_relabel() ? share_of(rows, seed, batch) : 0;
+  }
+  std::size_t share_of(std::size_t rows, std::uint64_t seed, std::uint64_t batch) const {
     const double exact = settings_.her_ratio * static_cast<double>(rows);
     const double whole = std::floor(exact);
     CounterRng rng(seed, batch, CounterRng::kBatchRow);
@@ -127,22 +107,43 @@ class Sampler {
   struct Attempt {
     CounterRng rng{0, 0, 0};
     bool relabel = false;
-    bool ready = false;         // `draw` and `row` are sound as far as they go
-    CounterRng ahead{0, 0, 0};  // the scouts' alone, as is
-    std::uint64_t trail;        // where they are
+    bool ready = false;                    // `draw` and `row` are sound as far as they go
+    CounterRng ahead{0, 0, 0};             // the scouts' alone, as is
+    std::uint64_t trail;                   // where they are
+    std::optional<Priorities::Pick> pick;  // of prioritised sampling: drawn by the first scout
     Draw draw;
     PlannedRow row;
   };
 
-  enum class Chain { kRows, kGoals, kHerRows };
+  enum class Chain { kRows, kGoals, kHerRows, kEpisodes, kHerEpisodes, kPicks };
   Chain chain_of(const Attempt& a) const {
-    if (!a.relabel || settings_.strategy == Strategy::kRandom) return Chain::kRows;
-    return settings_.balance == Balance::kGoals ? Chain::kGoals : Chain::kHerRows;
+    const bool plain = !a.relabel || settings_.strategy == Strategy::kRandom;
+    if (!plain && settings_.balance == Balance::kGoals) return Chain::kGoals;
+    switch (settings_.sampling) {
+      case Sampling::kPrioritised:
+        return Chain::kPicks;
+      case Sampling::kEpisodes:
+        return plain ? Chain::kEpisodes : Chain::kHerEpisodes;
+      default:
+        return plain ? Chain::kRows : Chain::kHerRows;
+    }
+  }
+  Priorities::Set set_of(const Attempt& a) const {
+    return a.relabel && settings_.strategy != Strategy::kRandom ? Priorities::kHer
+                                                                : Priorities::kAll;
+  }
+
+  void draw_group(Attempt* group, std::size_t size) {
+    for (std::size_t j = 0; j < size; ++j) scout(group[j]);
+    for (std::size_t j = 0; j < size; ++j) scout_second(group[j]);
+    for (std::size_t j = 0; j < size; ++j) scout_third(group[j]);
+    for (std::size_t j = 0; j < size; ++j) draw(group[j]);
   }
 
   // The scouts walk the chain that draw() will walk, on a copy of its generator, and ask for the
-  // next piece of memory. They decide nothing: what they read may be torn or gone.
-  void scout(Attempt& a) const {
+  // next piece of memory. They decide nothing: what they read may be torn or gone. (A draw by
+  // priority is dear, and made once: by the scout, with the generator itself.)
+  void scout(Attempt& a) {
     a.ahead = a.rng;
     CounterRng& rng = a.ahead;
     switch (chain_of(a)) {
@@ -153,6 +154,19 @@ class Sampler {
       case Chain::kHerRows:
         a.trail = draw_position(rng, store_.her_rows()).value_or(0);
         store_.her_rows().prefetch(a.trail);
+        break;
+      case Chain::kEpisodes:
+        a.trail = draw_position(rng, store_.episodes()).value_or(0);
+        store_.episodes().prefetch(a.trail);
+        break;
+      case Chain::kHerEpisodes:
+        a.trail = draw_position(rng, store_.her_rows()).value_or(0);
+        store_.her_rows().prefetch(a.trail);
+        break;
+      case Chain::kPicks:
+        a.pick = priorities_->pick(a.rng, set_of(a));
+        a.trail = a.pick ? a.pick->position : 0;
+        store_.rows().prefetch(a.trail);
         break;
       case Chain::kGoals: {
         const GoalIndex* index = draw_goal(rng);
@@ -166,10 +180,14 @@ class Sampler {
   void scout_second(Attempt& a) const {
     switch (chain_of(a)) {
       case Chain::kRows:
+      case Chain::kPicks:
         store_.episodes().prefetch(store_.rows().peek(a.trail).episode);
         break;
       case Chain::kHerRows:
+      case Chain::kHerEpisodes:
         store_.episodes().prefetch(store_.her_rows().peek(a.trail));
+        break;
+      case Chain::kEpisodes:
         break;
       case Chain::kGoals:
         store_.episodes().prefetch(store_.events().peek(a.trail).episode);
@@ -177,14 +195,26 @@ class Sampler {
     }
   }
   void scout_third(Attempt& a) const {
-    Episode e;
-    std::uint64_t step;
+    Episode e{};
+    std::uint64_t step = 0;
     switch (chain_of(a)) {
       case Chain::kRows:
         return;  // the first one asked for the row itself
       case Chain::kHerRows:
         e = store_.episodes().peek(store_.her_rows().peek(a.trail));
         step = a.trail - e.her_begin;
+        break;
+      case Chain::kPicks:
+        e = store_.episodes().peek(store_.rows().peek(a.trail).episode);
+        step = a.trail - e.row_begin;
+        break;
+      case Chain::kEpisodes:
+        e = store_.episodes().peek(a.trail);
+        step = a.ahead.below(static_cast<std::uint64_t>(e.length));
+        break;
+      case Chain::kHerEpisodes:
+        e = store_.episodes().peek(store_.her_rows().peek(a.trail));
+        step = a.ahead.below(e.her_steps);
         break;
       case Chain::kGoals: {
         const Event event = store_.events().peek(a.trail);
@@ -199,14 +229,17 @@ class Sampler {
   }
 
   // First half of a row: everything but its prompts.
-  void draw(Attempt& a) const {
+  void draw(Attempt& a) {
     // The last achievement may be evicted in the middle of a batch: the row is plain then.
-    a.relabel = a.relabel && can_relabel();
-    const std::optional<Draw> drawn = a.relabel ? draw_relabeled(a.rng) : draw_plain(a.rng);
+    if (a.relabel && !can_relabel()) {
+      a.relabel = false;
+      a.pick.reset();
+    }
+    const std::optional<Draw> drawn = a.relabel ? draw_relabeled(a) : draw_plain(a);
     a.ready = drawn.has_value();
     if (!a.ready) return;
     a.draw = *drawn;
-    a.ready = target(a.draw, a.row);
+    a.ready = targets_.target(a.draw, a.row);
     if (!a.ready) return;
     const StoredSteps steps(store_, a.draw.episode);
     tables_.texts.prefetch(steps.observation(a.draw.step));
@@ -214,7 +247,7 @@ class Sampler {
   }
 
   // Second half: the prompts, and the check that makes the row count.
-  void finish(Attempt& a, Plan& out) const {
+  void finish(Attempt& a, Plan& out) {
     const std::size_t prompt_spans = out.prompt_spans.size();
     const std::size_t next_spans = out.next_spans.size();
     for (int attempt = 1; !a.ready || !add_row(a, out); ++attempt) {
@@ -233,7 +266,31 @@ class Sampler {
     return head + rng.below(tail - head);
   }
 
-  std::optional<Draw> draw_plain(CounterRng& rng) const {
+  // By priority, among all transitions or those that hindsight can use.
+  std::optional<Draw> draw_picked(Attempt& a) {
+    std::optional<Priorities::Pick> pick = std::exchange(a.pick, std::nullopt);
+    if (!pick) {  // the first one failed: the head has moved on, perhaps by more than a lap
+      priorities_->renew();
+      pick = priorities_->pick(a.rng, set_of(a));
+    }
+    Row row;
+    Episode e;
+    if (!pick || !store_.rows().read(pick->position, row)) return std::nullopt;
+    if (!store_.episodes().read(row.episode, e)) return std::nullopt;
+    const auto step = static_cast<std::int32_t>(pick->position - e.row_begin);
+    return Draw{row.episode, e, step, e.goal, false, pick->scale};
+  }
+
+  std::optional<Draw> draw_plain(Attempt& a) {
+    CounterRng& rng = a.rng;
+    if (priorities_) return draw_picked(a);
+    if (settings_.sampling == Sampling::kEpisodes) {
+      const auto id = draw_position(rng, store_.episodes());
+      Episode e;
+      if (!id || !store_.episodes().read(*id, e)) return std::nullopt;
+      const auto step = static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(e.length)));
+      return Draw{*id, e, step, e.goal, false};
+    }
     const auto position = draw_position(rng, store_.rows());
     Row row;
     Episode e;
@@ -243,9 +300,10 @@ class Sampler {
     return Draw{row.episode, e, step, e.goal, false};
   }
 
-  std::optional<Draw> draw_relabeled(CounterRng& rng) const {
+  std::optional<Draw> draw_relabeled(Attempt& a) {
+    CounterRng& rng = a.rng;
     if (settings_.strategy == Strategy::kRandom) {
-      std::optional<Draw> draw = draw_plain(rng);
+      std::optional<Draw> draw = draw_plain(a);
       if (!draw) return std::nullopt;
       draw->relabeled = true;
       if (settings_.balance == Balance::kGoals) {
@@ -260,10 +318,10 @@ class Sampler {
       draw->goal = event.goal;
       return draw;
     }
-    return settings_.balance == Balance::kGoals ? draw_by_goal(rng) : draw_by_event(rng);
+    return settings_.balance == Balance::kGoals ? draw_by_goal(rng) : draw_by_event(a);
   }
 
-  std::optional<Draw> draw_by_goal(CounterRng& rng) const {
+  std::optional<Draw> draw_by_goal(CounterRng& rng) {
     const GoalIndex* index = draw_goal(rng);
     if (index == nullptr) return std::nullopt;
     const auto place = draw_position(rng, index->positions);
@@ -273,7 +331,14 @@ class Sampler {
     if (!store_.events().read(position, event)) return std::nullopt;
     Episode e;
     if (!store_.episodes().read(event.episode, e)) return std::nullopt;
-    const auto step = static_cast<std::int32_t>(rng.below(choices(event, e)));
+    const std::uint64_t among = choices(event, e);
+    if (priorities_) {
+      const auto pick = priorities_->pick(rng, e.row_begin, e.row_begin + among);
+      if (!pick) return std::nullopt;
+      const auto picked = static_cast<std::int32_t>(pick->position - e.row_begin);
+      return Draw{event.episode, e, picked, index->goal, true, pick->scale};
+    }
+    const auto step = static_cast<std::int32_t>(rng.below(among));
     return Draw{event.episode, e, step, index->goal, true};
   }
 
@@ -283,93 +348,39 @@ class Sampler {
     return static_cast<std::uint64_t>(future ? event.step + 1 : e.length);
   }
 
-  std::optional<Draw> draw_by_event(CounterRng& rng) const {
-    const auto position = draw_position(rng, store_.her_rows());
+  // A transition that can be relabeled; its goal is not yet drawn.
+  std::optional<Draw> draw_her_row(Attempt& a) {
+    if (priorities_) return draw_picked(a);
+    const auto position = draw_position(a.rng, store_.her_rows());
     std::uint64_t id;
     Episode e;
     if (!position || !store_.her_rows().read(*position, id)) return std::nullopt;
     if (!store_.episodes().read(id, e)) return std::nullopt;
-    const auto step = static_cast<std::int32_t>(*position - e.her_begin);
+    const std::uint64_t step = settings_.sampling == Sampling::kEpisodes ? a.rng.below(e.her_steps)
+                                                                         : *position - e.her_begin;
+    return Draw{id, e, static_cast<std::int32_t>(step), e.goal, false};
+  }
+
+  std::optional<Draw> draw_by_event(Attempt& a) {
+    std::optional<Draw> draw = draw_her_row(a);
+    if (!draw) return std::nullopt;
+    const Episode& e = draw->episode;
+    const std::int32_t step = draw->step;
     const std::uint64_t end = e.event_begin + e.events;
     std::uint64_t begin = e.event_begin;
-    if (settings_.strategy == Strategy::kFuture) begin = first_event_from(e, step);
+    if (settings_.strategy == Strategy::kFuture) begin = targets_.first_event_from(e, step);
     if (settings_.strategy == Strategy::kFinal) begin = end - e.final_events;
     if (begin >= end) return std::nullopt;  // its events are being overwritten
     Event event;
-    if (!store_.events().read(begin + rng.below(end - begin), event)) return std::nullopt;
-    return Draw{id, e, step, event.goal, true};
+    if (!store_.events().read(begin + a.rng.below(end - begin), event)) return std::nullopt;
+    draw->goal = event.goal;
+    draw->relabeled = true;
+    return draw;
   }
 
   const GoalIndex* draw_goal(CounterRng& rng) const {
     const std::size_t count = store_.active_goals();
     return count == 0 ? nullptr : &store_.active_goal(static_cast<std::size_t>(rng.below(count)));
-  }
-
-  // Position of the first event of `e` at or after `step`.
-  std::uint64_t first_event_from(const Episode& e, std::int32_t step) const {
-    std::uint64_t low = e.event_begin;
-    std::uint64_t high = e.event_begin + e.events;
-    while (low < high) {
-      const std::uint64_t middle = low + (high - low) / 2;
-      if (store_.events().peek_pair(middle, 0)[1] < step) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  }
-
-  // The n-step target. Until the check in add_row() what is read may be torn: it is only used
-  // where any value is harmless. False when it is seen to be.
-  bool target(const Draw& draw, PlannedRow& row) const {
-    const Episode& e = draw.episode;
-    const StoredSteps steps(store_, e);
-    const std::int32_t t = draw.step;
-    const std::int32_t goal = draw.goal;
-    const bool relabeled = draw.relabeled;
-    std::int32_t m = std::min(settings_.n_step, e.length - t);
-    double reward = 0.0;
-    double gamma_m = 1.0;
-    bool terminal = false;
-    if (relabeled) {
-      // Under another goal the recorded rewards and termination say nothing: only a hit ends.
-      const std::uint64_t end = e.event_begin + e.events;
-      for (std::uint64_t p = first_event_from(e, t); p < end; ++p) {
-        const auto [event_goal, event_step] = store_.events().peek_pair(p, 0);
-        if (event_step < t) return false;
-        if (event_step >= t + m) break;
-        if (event_goal == goal) {
-          m = event_step - t + 1;
-          terminal = true;
-          break;
-        }
-      }
-      double at_hit = 1.0;
-      for (std::int32_t k = 0; k < m; ++k) {
-        at_hit = gamma_m;
-        gamma_m *= settings_.gamma;
-      }
-      if (terminal) reward += at_hit * static_cast<double>(settings_.her_reward);
-    } else {
-      for (std::int32_t k = 0; k < m; ++k) {
-        reward += gamma_m * static_cast<double>(steps.row(t + k).reward);
-        gamma_m *= settings_.gamma;
-      }
-      terminal = e.terminated != 0 && t + m == e.length;
-    }
-    const Row stored = steps.row(t);
-    row.episode = e.label;
-    row.step = t;
-    row.goal = goal;
-    row.candidates = stored.candidates;
-    row.next_candidates = steps.candidates(t + m);
-    row.action = stored.action;
-    row.steps = m;
-    row.n_step_return = static_cast<float>(reward);
-    row.discount = terminal ? 0.0F : static_cast<float>(gamma_m);
-    row.relabeled = relabeled;
-    return true;
   }
 
   // False when the episode was evicted before all of it was read.
@@ -383,6 +394,7 @@ class Sampler {
     out.prompt_tokens += row.prompt_tokens;
     out.next_tokens += row.next_tokens;
     out.relabeled += row.relabeled ? 1 : 0;
+    if (priorities_) out.scales.push_back(a.draw.scale);
     out.rows.push_back(row);
     return true;
   }
@@ -391,6 +403,8 @@ class Sampler {
   const Store& store_;
   const Tables& tables_;
   const Template& form_;
+  const Targets targets_;
+  std::optional<Priorities::View> priorities_;  // of prioritised sampling
 };
 
 }  // namespace sacglam::replay

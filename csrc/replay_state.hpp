@@ -17,7 +17,7 @@ struct State {
         TableSource* texts = nullptr, TableSource* sets = nullptr)
       : tables(reclaimer, texts, sets),
         form(std::make_shared<Template>()),
-        store(settings.capacity, settings.strategy, reclaimer),
+        store(settings, reclaimer),
         seed(first_seed) {
     current_form.store(form.get(), std::memory_order_release);
   }
@@ -26,10 +26,12 @@ struct State {
   std::atomic<const Template*> current_form{nullptr};  // the readers'
   Store store;
   std::uint64_t seed;
-  std::atomic<std::uint64_t> batches{0};         // the sampling counter
-  std::atomic<std::uint64_t> sampled_rows{0};    // since the buffer was created
-  std::atomic<std::uint64_t> relabeled_rows{0};  // of those
-  std::atomic<std::uint64_t> redrawn_rows{0};    // overtaken by a writer, since creation or load
+  std::uint64_t epoch = 0;                         // how often keys in use were made stale by load
+  std::atomic<std::uint64_t> batches{0};           // the sampling counter
+  std::atomic<std::uint64_t> sampled_rows{0};      // since the buffer was created
+  std::atomic<std::uint64_t> relabeled_rows{0};    // of those
+  std::atomic<std::uint64_t> stale_priorities{0};  // updates of what was gone, likewise
+  std::atomic<std::uint64_t> redrawn_rows{0};      // overtaken by a writer, since creation or load
 
   void set_form(Template next, Reclaimer& reclaimer) {
     auto replacement = std::make_shared<const Template>(std::move(next));
@@ -44,6 +46,7 @@ struct Snapshot {
   std::uint64_t first_episode, end_episode, first_row, evicted_steps, next_label;
   std::uint64_t batches, sampled_rows, relabeled_rows;
   std::vector<std::int32_t> active_order;
+  std::uint64_t largest_priority;
 
   explicit Snapshot(const State& state)
       : first_episode(state.store.episodes().head()),
@@ -54,7 +57,8 @@ struct Snapshot {
         batches(state.batches.load(std::memory_order_relaxed)),
         sampled_rows(state.sampled_rows.load(std::memory_order_relaxed)),
         relabeled_rows(state.relabeled_rows.load(std::memory_order_relaxed)),
-        active_order(state.store.active_order()) {}
+        active_order(state.store.active_order()),
+        largest_priority(state.store.priorities() ? state.store.priorities()->largest() : 0) {}
 };
 
 // In place of a list's size: an id that nobody was given (its process died; see SharedTable).
@@ -122,6 +126,9 @@ inline bool write_episode(const Store& store, std::uint64_t id, Writer& writer) 
     writer.put(event.step);
     writer.put(event.goal);
   }
+  for (std::int32_t t = 0; store.priorities() && t < e.length; ++t) {
+    writer.put(store.priorities()->peek(e.row_begin + static_cast<std::uint64_t>(t)));
+  }
   return store.episodes().still_live(id);
 }
 
@@ -156,6 +163,9 @@ inline Bytes write_state(const State& state, const Snapshot& snapshot, const Set
   write_table(state.tables.texts, writer);
   write_table(state.tables.sets, writer);
   write_ops(state.current_form.load(std::memory_order_acquire)->ops(), writer);
+  writer.put<std::uint32_t>(store.priorities() ? 1 : 0);
+  writer.put(store.priorities() ? store.priorities()->alpha() : 0.0);
+  writer.put(snapshot.largest_priority);
   writer.put(evicted);
   writer.put(first);
   writer.put<std::uint64_t>(snapshot.end_episode - first);
@@ -253,11 +263,17 @@ inline std::unique_ptr<State> read_state(const Checkpoint& file, const Settings&
   map_literals(ops, text_ids);
   if (!ops.empty()) state->set_form(Template(std::move(ops), tables), reclaimer);
   Store& store = state->store;
+  const bool ranked = file.version > 2 && reader.get<std::uint32_t>() != 0;
+  const auto alpha = file.version > 2 ? reader.get<double>() : 0.0;
+  const auto largest = file.version > 2 ? reader.get<std::uint64_t>() : 0;
+  // Priorities of another exponent mean something else; all are as of new transitions then.
+  Priorities* const priorities =
+      ranked && store.priorities() && alpha == store.priorities()->alpha() ? store.priorities()
+                                                                           : nullptr;
   const auto evicted = reader.get<std::uint64_t>();
   const auto first = reader.get<std::uint64_t>();
-  if (first > (std::uint64_t{1} << 62)) Reader::fail();
-  store.restart(first);
-  store.set_evicted_steps(evicted);
+  if (first > (std::uint64_t{1} << 62) || evicted > (std::uint64_t{1} << 46)) Reader::fail();
+  store.restart(first, evicted);
   const std::size_t episodes = reader.get_count(1);
   EpisodeInput input;
   for (std::size_t i = 0; i < episodes; ++i) {
@@ -270,6 +286,12 @@ inline std::unique_ptr<State> read_state(const Checkpoint& file, const Settings&
     for (std::int32_t& id : input.candidates) id = mapped(set_ids, id);
     input.check(tables, settings.capacity);
     store.add(input, label);
+    const std::uint64_t row = store.rows().next() - input.actions.size();
+    for (std::size_t t = 0; ranked && t < input.actions.size(); ++t) {
+      const auto value = reader.get<std::uint64_t>();
+      if (value < 1 || value > Priorities::kMost) Reader::fail();
+      if (priorities != nullptr) priorities->set(row + t, value);
+    }
     if (kept != nullptr) kept->push_back({label, input});
   }
   const auto strategy = reader.get<std::uint32_t>();
@@ -282,6 +304,10 @@ inline std::unique_ptr<State> read_state(const Checkpoint& file, const Settings&
     store.set_next_label(next_label);
   }
   if (!reader.finished()) Reader::fail();
+  if (priorities != nullptr) {
+    if (largest < Priorities::kOne || largest > Priorities::kMost) Reader::fail();
+    priorities->set_largest(largest);
+  }
   // The order matters for a bit-identical continuation, and exists when nothing was changed.
   const bool same = whole && strategy == static_cast<std::uint32_t>(settings.strategy) &&
                     store.evicted_steps() == evicted;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "replay_episode.hpp"
+#include "replay_priorities.hpp"
 
 namespace sacglam::replay {
 
@@ -24,15 +25,22 @@ struct GoalIndex {
 
 class Store {
  public:
-  Store(std::int64_t capacity, Strategy strategy, Reclaimer& reclaimer)
-      : capacity_(static_cast<std::uint64_t>(capacity)),
-        strategy_(strategy),
+  Store(const Settings& settings, Reclaimer& reclaimer)
+      : capacity_(static_cast<std::uint64_t>(settings.capacity)),
+        strategy_(settings.strategy),
+        by_episode_(settings.sampling == Sampling::kEpisodes),
         reclaimer_(reclaimer),
         rows_(reclaimer),
         events_(reclaimer),
         episodes_(reclaimer),
         her_rows_(reclaimer) {
     grow_active();
+    if (settings.sampling == Sampling::kPrioritised) {
+      const bool by_event = settings.balance == Balance::kEvents && strategy_ != Strategy::kNone &&
+                            strategy_ != Strategy::kRandom;
+      priorities_ = std::make_unique<Priorities>(settings.priority_exponent,
+                                                 settings.priority_epsilon, by_event, reclaimer);
+    }
   }
 
   // ---- the writer (under the owner's lock)
@@ -42,13 +50,16 @@ class Store {
   std::uint64_t add(const EpisodeInput& input, std::optional<std::uint64_t> label = std::nullopt);
   // For loading: positions and labels continue where they were, the order of active goals is as
   // it was.
-  void restart(std::uint64_t first_episode) {
+  void restart(std::uint64_t first_episode, std::uint64_t first_row) {
     episodes_.restart(first_episode);
+    rows_.restart(first_row);
     next_label_ = first_episode;
+    evicted_steps_ = first_row;
   }
+  // Null unless sampling is prioritised. Changed under the owner's lock.
+  Priorities* priorities() { return priorities_.get(); }
   std::uint64_t next_label() const { return next_label_; }
   void set_next_label(std::uint64_t label) { next_label_ = label; }
-  void set_evicted_steps(std::uint64_t steps) { evicted_steps_ = steps; }
   bool reorder_active_goals(const std::vector<std::int32_t>& order);
   std::vector<std::int32_t> active_order() const;
   std::uint64_t evicted_steps() const { return evicted_steps_; }
@@ -59,8 +70,10 @@ class Store {
   const Ring<Row>& rows() const { return rows_; }
   const Ring<Event>& events() const { return events_; }
   const Ring<Episode>& episodes() const { return episodes_; }
-  // One entry (an episode id) for each transition that the strategy can relabel.
+  // One entry (an episode id) for each transition that the strategy can relabel; where episodes
+  // are sampled, for each episode that has such a transition.
   const Ring<std::uint64_t>& her_rows() const { return her_rows_; }
+  const Priorities* priorities() const { return priorities_.get(); }
   // The goals with at least one eligible event, in an order that depends on history alone.
   // While a writer retires a goal a reader may find the last one twice, or a goal without events.
   std::size_t active_goals() const { return active_count_.load(std::memory_order_acquire); }
@@ -72,7 +85,11 @@ class Store {
   using ActiveSlot = std::atomic<GoalIndex*>;
 
   void write(const EpisodeInput& input, std::uint64_t id, std::uint64_t label);
+  void prioritise(const Episode& e);
   void evict_oldest();
+  std::uint32_t her_entries(const Episode& e) const {
+    return by_episode_ ? std::min(e.her_steps, 1U) : e.her_steps;
+  }
   GoalIndex& index_of(std::int32_t goal);
   void activate(GoalIndex& index);
   void deactivate(GoalIndex& index);
@@ -85,11 +102,13 @@ class Store {
 
   const std::uint64_t capacity_;
   const Strategy strategy_;
+  const bool by_episode_;
   Reclaimer& reclaimer_;
   Ring<Row> rows_;
   Ring<Event> events_;
   Ring<Episode> episodes_;
   Ring<std::uint64_t> her_rows_;
+  std::unique_ptr<Priorities> priorities_;
   std::shared_ptr<ActiveSlot[]> owned_active_;
   std::size_t active_room_ = 0;
   std::atomic<ActiveSlot*> active_{nullptr};
@@ -125,6 +144,7 @@ inline std::uint64_t Store::add(const EpisodeInput& input, std::optional<std::ui
     index->positions.publish();
     if (index->rank < 0) activate(*index);
   }
+  if (priorities_) prioritise(episodes_.peek(id));
   while (rows_.next() - rows_.head() > capacity_) evict_oldest();
   reclaimer_.collect();
   next_label_ = std::max(next_label_, label + 1);
@@ -172,7 +192,7 @@ inline void Store::write(const EpisodeInput& input, std::uint64_t id, std::uint6
   if (strategy_ == Strategy::kFinal || strategy_ == Strategy::kEpisode) {
     e.her_steps = e.events > 0 ? static_cast<std::uint32_t>(length) : 0;
   }
-  for (std::uint32_t i = 0; i < e.her_steps; ++i) her_rows_.push(id);
+  for (std::uint32_t i = 0; i < her_entries(e); ++i) her_rows_.push(id);
   for (std::uint64_t p = first_eligible(e); p < e.event_begin + e.events; ++p) {
     GoalIndex& index = index_of(events_.peek(p).goal);
     touched_.push_back(&index);
@@ -181,6 +201,14 @@ inline void Store::write(const EpisodeInput& input, std::uint64_t id, std::uint6
   episodes_.push(e);
   const std::size_t goals = active_count_.load(std::memory_order_relaxed) + touched_.size();
   while (goals > active_room_) grow_active();
+  if (priorities_) priorities_->reserve(rows_.head(), rows_.tail(), rows_.next());
+}
+
+// After the rows are published: what is drawn from is there.
+inline void Store::prioritise(const Episode& e) {
+  for (std::uint32_t t = 0; t < static_cast<std::uint32_t>(e.length); ++t) {
+    priorities_->add(e.row_begin + t, t < e.her_steps);
+  }
 }
 
 // The episode's own head goes first: whoever still reads any part of it will see that it is gone
@@ -191,7 +219,10 @@ inline void Store::evict_oldest() {
   const std::uint64_t event_end = e.event_begin + e.events;
   episodes_.advance_head(id + 1);
   rows_.advance_head(e.row_begin + static_cast<std::uint64_t>(e.length));
-  her_rows_.advance_head(e.her_begin + e.her_steps);
+  her_rows_.advance_head(e.her_begin + her_entries(e));
+  for (std::uint32_t t = 0; priorities_ && t < static_cast<std::uint32_t>(e.length); ++t) {
+    priorities_->remove(e.row_begin + t, t < e.her_steps);
+  }
   for (std::uint64_t p = first_eligible(e); p < event_end; ++p) {
     GoalIndex& index = index_of(events_.peek(p).goal);
     const std::uint64_t next = index.positions.head() + 1;
@@ -266,7 +297,7 @@ inline std::size_t Store::bytes() const {
   std::size_t total = rows_.bytes() + events_.bytes() + episodes_.bytes() + her_rows_.bytes() +
                       slot_of_.capacity() * sizeof(std::int32_t) +
                       goals_.size() * (sizeof(GoalIndex) + sizeof(void*)) +
-                      active_room_ * sizeof(ActiveSlot);
+                      active_room_ * sizeof(ActiveSlot) + (priorities_ ? priorities_->bytes() : 0);
   for (const auto& g : goals_) total += g->positions.bytes();
   return total;
 }

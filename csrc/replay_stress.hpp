@@ -156,15 +156,16 @@ inline void complain(const char* what, int key, int t) {
 struct Arrays {
   explicit Arrays(std::size_t rows)
       : i32(7, std::vector<std::int32_t>(rows)),
-        i64(3, std::vector<std::int64_t>(rows + 1)),
+        i64(4, std::vector<std::int64_t>(rows + 1)),
         f32(3, std::vector<float>(rows)),
         u8(rows) {}
   BatchArrays operator()(const Plan& plan) {
     prompt.assign(plan.prompt_tokens, -1);
     next.assign(plan.next_tokens, -1);
-    return {prompt.data(), i64[0].data(), i32[0].data(), next.data(),   i64[1].data(),
-            i32[1].data(), i32[2].data(), f32[0].data(), f32[1].data(), f32[2].data(),
-            i32[3].data(), i32[4].data(), u8.data(),     i64[2].data(), i32[5].data()};
+    return {prompt.data(), i64[0].data(), i32[0].data(), next.data(),
+            i64[1].data(), i32[1].data(), i32[2].data(), f32[0].data(),
+            f32[1].data(), f32[2].data(), i32[3].data(), i32[4].data(),
+            u8.data(),     i64[2].data(), i32[5].data(), i64[3].data()};
   }
   std::vector<std::int32_t> prompt, next;
   std::vector<std::vector<std::int32_t>> i32;
@@ -227,8 +228,17 @@ inline void check_row(const ReplayBuffer& buffer, const World& w, Strategy strat
 
 inline void sample_and_check(ReplayBuffer& buffer, const World& w, Strategy strategy,
                              std::size_t rows, Arrays& arrays, Plan& plan) {
-  buffer.sample(rows, plan, [&](const Plan& p) { return arrays(p); });
+  buffer.sample(rows, 0.5, plan, [&](const Plan& p) { return arrays(p); });
   for (std::size_t i = 0; i < rows; ++i) check_row(buffer, w, strategy, arrays, i);
+  if (buffer.settings().sampling == Sampling::kPrioritised) {
+    std::vector<double> priorities;
+    for (std::size_t i = 0; i < rows; ++i) {
+      if (!(arrays.f32[2][i] > 0.0F && arrays.f32[2][i] <= 1.0F)) complain("weight", -1, -1);
+      priorities.push_back(static_cast<double>(mix64(static_cast<std::uint64_t>(i)) % 1000));
+    }
+    const std::vector<std::int64_t> keys(arrays.i64[3].begin(), arrays.i64[3].end() - 1);
+    buffer.update_priorities(keys, priorities);
+  }
   rows_checked.fetch_add(rows, std::memory_order_relaxed);
 }
 

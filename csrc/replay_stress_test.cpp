@@ -8,13 +8,15 @@ namespace {
 
 using namespace stress;
 
-void run(Strategy strategy, Balance balance, double seconds, const std::string& folder) {
+void run(Strategy strategy, Balance balance, Sampling sampling, double seconds,
+         const std::string& folder) {
   Settings settings;
   settings.capacity = 24;  // two to twenty episodes
   settings.n_step = kStep;
   settings.gamma = kGamma;
   settings.strategy = strategy;
   settings.balance = balance;
+  settings.sampling = sampling;
   settings.her_ratio = 0.8;
   ReplayBuffer buffer(settings, 1);
   World world;
@@ -87,13 +89,23 @@ int main(int argc, char** argv) {
   const double seconds = argc > 1 ? std::atof(argv[1]) : 2.0;
   stress::delay_permille = argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 0;
   const std::string folder = argc > 3 ? argv[3] : "/tmp";
-  const std::pair<Strategy, Balance> cases[] = {
-      {Strategy::kFuture, Balance::kGoals},  {Strategy::kFuture, Balance::kEvents},
-      {Strategy::kFinal, Balance::kGoals},   {Strategy::kEpisode, Balance::kEvents},
-      {Strategy::kRandom, Balance::kEvents},
+  struct Case {
+    Strategy strategy;
+    Balance balance;
+    Sampling sampling;
   };
-  for (const auto& [strategy, balance] : cases) {
-    if (failures.load() == 0) run(strategy, balance, seconds / 5, folder);
+  const Case cases[] = {
+      {Strategy::kFuture, Balance::kGoals, Sampling::kTransitions},
+      {Strategy::kFuture, Balance::kEvents, Sampling::kTransitions},
+      {Strategy::kFinal, Balance::kGoals, Sampling::kEpisodes},
+      {Strategy::kEpisode, Balance::kEvents, Sampling::kEpisodes},
+      {Strategy::kRandom, Balance::kEvents, Sampling::kPrioritised},
+      {Strategy::kFuture, Balance::kEvents, Sampling::kPrioritised},
+      {Strategy::kFuture, Balance::kGoals, Sampling::kPrioritised},
+  };
+  for (const Case& c : cases) {
+    if (failures.load() > 0) break;
+    run(c.strategy, c.balance, c.sampling, seconds / static_cast<double>(std::size(cases)), folder);
   }
   std::printf("rows %llu wrong %llu\n", static_cast<unsigned long long>(rows_checked.load()),
               static_cast<unsigned long long>(failures.load()));

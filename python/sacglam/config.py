@@ -108,6 +108,9 @@ class ReplayConfig:
     her_strategy: str = "future"  # future, final, episode, random, none
     her_ratio: float = 0.7  # share of relabeled rows (ours; HER paper 0.8)
     her_balance: str = "goals"  # each goal an equal share (ours), or events
+    sampling: str = "transitions"  # uniform over them, over episodes, or prioritised by TD error
+    priority_exponent: float = 0.6  # alpha of prioritised replay (Schaul et al. 2016)
+    priority_beta: float = 0.4  # of its importance weights at first, rising to 1 (likewise)
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,7 @@ _CHOICES = {
     "critic.trunk": ("shared", "adapter"),
     "replay.her_strategy": ("future", "final", "episode", "random", "none"),
     "replay.her_balance": ("goals", "events"),
+    "replay.sampling": ("transitions", "episodes", "prioritised"),
 }
 # name: (smallest, largest, whether the smallest itself is allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -329,6 +333,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "ppo.target_kl": (0, 1e6, False),
     "replay.capacity": (1, 1 << 40, True),
     "replay.her_ratio": (0, 1, True),
+    "replay.priority_exponent": (0, 10, True),
+    "replay.priority_beta": (0, 1, True),
     "optim.lr": (0, 10, False),
     "optim.head_lr": (0, 10, False),
     "optim.weight_decay": (0, 10, True),

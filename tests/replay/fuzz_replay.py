@@ -77,8 +77,9 @@ def check(batch: Any, rows: int) -> None:
     assert (batch.steps >= 1).all()
     assert (batch.step >= 0).all()
     assert (batch.goal >= 0).all()
-    assert np.isfinite(batch.n_step_return).all()
     assert ((batch.discount >= 0) & (batch.discount <= 1)).all()
+    assert (batch.weight >= 0).all()
+    assert np.isfinite(batch.weight).all()
 
 
 # ---- one round: a buffer, and calls on it
@@ -94,7 +95,11 @@ class Round:
             "her_balance": rng.choice(["events", "goals"]),
             "n_step": rng.choice([1, 2, 5, 2**31 - 1]),
             "gamma": rng.choice([0.0, 0.5, 1.0]),
+            "sampling": rng.choice(["transitions", "episodes", "prioritised"]),
+            "long_episodes": rng.choice(["refuse", "split"]),
         }
+        self.keys: Any = np.zeros(0, np.int64)
+        self.depth = 0  # of hooks that sample
         self.open()
 
     def open(self) -> None:
@@ -102,12 +107,33 @@ class Round:
 
         name = f"fuzz-{os.getpid()}-{next(_numbers)}"
         sizes = {"shared": name, "shared_texts": 64, "shared_bytes": 2**20}
-        self.buffer = ReplayBuffer(**self.settings, **(sizes if self.rng.random() < 0.5 else {}))
+        ahead = self.rng.choice([{}, {"goals": self.hook}, {"prefetch": 3}])
+        shared = sizes if self.rng.random() < 0.5 else {}
+        self.buffer = ReplayBuffer(**self.settings, **ahead, **shared)
         fill_tables(self.buffer)
         self.bad = Hostile(self.rng, self.buffer)
 
     def mixed(self, sound: Any, bad: Callable[[], Any], chance: float = 0.25) -> Any:
         return bad() if self.rng.random() < chance else sound
+
+    def hook(self, request: Any) -> Any:
+        """A user's relabeling, mostly wrong, which uses and sometimes closes the buffer."""
+        rng, rows, width = self.rng, len(request.row), request.observations.shape[1] - 1
+        if rng.random() < 0.2 and self.depth == 0:
+            self.depth = 1
+            try:
+                with contextlib.suppress(*ALLOWED):
+                    rng.choice([self.add, self.sample, self.template, self.buffer.close])()
+            finally:
+                self.depth = 0
+        if rng.random() < 0.1:
+            raise ALLOWED[0]("the hook's own")
+        goals = np.array([rng.randrange(-1, TEXTS) for _ in range(rows)])
+        hits = np.array([rng.random() < 0.3 for _ in range(rows * width)]).reshape(rows, width)
+        rewards = np.full((rows, width), rng.choice([0.5, -1, 3e38, np.nan]), np.float32)
+        parts = [goals, rng.choice([hits, None]), rng.choice([rewards, None])]
+        parts[rng.randrange(3)] = self.mixed(parts[rng.randrange(3)], self.bad.array, 0.3)
+        return rng.choice([goals, tuple(parts), tuple(parts), parts, (), None])
 
     def add(self) -> None:
         bad, sound = self.bad, episode(self.rng)
@@ -125,7 +151,9 @@ class Round:
 
     def template(self) -> None:
         rng, bad = self.rng, self.bad
-        part = rng.choice(["literal", "goal", "observation", "actions", "history", "action", "x"])
+        part = rng.choice(
+            ["literal", "goal", "observation", "actions", "history", "action", "x", "\ud800"]
+        )
         ops: Any = [(part, *(bad.scalar() for _ in range(rng.randrange(3)))), ("goal",)]
         if part == "history":
             inner = [("action",), (rng.choice(["literal", "goal", "history"]), bad.scalar())]
@@ -142,8 +170,22 @@ class Round:
 
     def sample(self) -> None:
         size = self.mixed(self.rng.choice([1, 7, 64]), self.bad.scalar)
-        batch = self.buffer.sample(size)
+        beta = self.mixed(None, self.bad.scalar, 0.1)
+        batch = self.buffer.sample(size, beta=beta)
         check(batch, int(size))
+        self.keys = batch.key
+
+    def sample_many(self) -> None:
+        count, size = self.mixed(3, self.bad.scalar, 0.2), self.mixed(5, self.bad.scalar, 0.2)
+        if isinstance(count, int) and count > 1000:  # allowed, and only memory
+            return
+        for batch in self.buffer.sample_many(count, size):
+            check(batch, int(size))
+
+    def priorities(self) -> None:
+        keys = self.mixed(self.keys, self.bad.array, 0.3)
+        priorities = np.array([self.rng.uniform(0, 2) for _ in range(len(self.keys))])
+        self.buffer.update_priorities(keys, self.mixed(priorities, self.bad.array, 0.3))
 
     def sample_into(self) -> None:
         """One array of `out` is hostile; the others are dropped by their owner meanwhile."""
@@ -218,20 +260,25 @@ class Round:
         other.save(path)
 
     def paths(self) -> None:
-        bad = self.rng.choice(["", "/", "\0", "a\0b", "/no/such", b"/no", "x" * 5000, self.folder])
+        bad = self.rng.choice(
+            ["", "/", "\0", "a\0b", "/no/such", b"/no", "x" * 5000, "\ud800", 3, self.folder]
+        )
         self.rng.choice([self.buffer.save, self.buffer.load])(bad)
 
     def settings_of_a_new_one(self) -> None:
         from sacglam.replay import ReplayBuffer
 
-        name = self.rng.choice([*self.settings, "her_ratio", "her_reward", "seed", "shared"])
+        name = self.rng.choice(
+            [*self.settings, "her_ratio", "her_reward", "seed", "prefetch", "goals"]
+        )
+        name = self.mixed(name, lambda: "shared", 0.1)
         ReplayBuffer(**(self.settings | {name: self.bad.scalar()})).close()
 
     def attach(self) -> None:
         """A second object on the same memory, with hostile settings or under a hostile name."""
         from sacglam.replay import ReplayBuffer
 
-        known = [*self.settings, "her_ratio", "her_reward", "seed", "shared_bytes"]
+        known = [*self.settings, "her_ratio", "her_reward", "seed", "shared_bytes", "prefetch"]
         own = {self.rng.choice(known): self.mixed(1, self.bad.scalar, 0.5)}
         name = self.mixed(self.buffer.name, self.bad.scalar)
         with ReplayBuffer.attach(name, **own) as other:
@@ -262,7 +309,7 @@ class Round:
                  lambda: len(self.buffer))  # fmt: skip
         hostile = (self.add, self.add, self.intern, self.look_up, self.template, self.assemble,
                    self.sample, self.sample_into, self.sample_into, self.beside, self.attach,
-                   self.paths,
+                   self.paths, self.sample_many, self.priorities,
                    self.settings_of_a_new_one, self.save_and_load)  # fmt: skip
         for _ in range(calls):
             call = self.rng.choice(self.rng.choice([sound, hostile, hostile]))

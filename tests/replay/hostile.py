@@ -29,6 +29,10 @@ def use_extension(path: str | None) -> None:
 # ---- hostile values
 
 
+def fail_inside(*_: Any) -> Any:
+    raise RuntimeError("a hostile object")
+
+
 class Index:
     """An integer to Python, by a method that does something first."""
 
@@ -39,6 +43,12 @@ class Index:
         return self.act()
 
 
+class NoText:
+    """An object that cannot be shown."""
+
+    __repr__ = fail_inside  # type: ignore[assignment]
+
+
 class ArrayLike:
     """An array to numpy, by a method that does something first."""
 
@@ -47,10 +57,6 @@ class ArrayLike:
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         return self.act()
-
-
-def fail_inside() -> Any:
-    raise RuntimeError("a hostile object")
 
 
 class Hostile:
@@ -66,7 +72,8 @@ class Hostile:
             -(2**63), -(2**70), True, None, 1.5, float("nan"), float("inf"), "1", b"1", (), [1],
             {}, object(), np.int8(3), np.uint64(2**64 - 1), np.int64(-(2**63)), np.float32(1),
             np.bool_(True), np.array(2), np.array([2]), np.array([], int), np.datetime64(5, "s"),
-            Index(fail_inside), Index(lambda: 2**200), Index(self.close), 3j,
+            Index(fail_inside), Index(lambda: 2**200), Index(self.close), 3j, 10**400, 10**5000,
+            NoText(), "\ud800", "a\0b", Index(lambda: 10**5000),
         ])  # fmt: skip
 
     def close(self) -> int:

@@ -39,11 +39,32 @@ class Rng:
 
 class Oracle:
     def __init__(
-        self, capacity, *, n_step, gamma, her_strategy, her_ratio, her_balance, her_reward, seed
+        self,
+        capacity,
+        *,
+        n_step,
+        gamma,
+        her_strategy,
+        her_ratio,
+        her_balance,
+        her_reward,
+        seed,
+        sampling="transitions",
+        priority_exponent=0.6,
+        priority_beta=0.4,
+        priority_epsilon=1e-6,
+        long_episodes="refuse",
+        goals=None,
     ):
         self.capacity, self.n, self.gamma = capacity, n_step, gamma
         self.strategy, self.ratio, self.balance = her_strategy, her_ratio, her_balance
         self.her_reward, self.seed = her_reward, seed
+        self.sampling, self.hook, self.long_episodes = sampling, goals, long_episodes
+        self.exponent, self.beta, self.epsilon = priority_exponent, priority_beta, priority_epsilon
+        self.priorities: dict[tuple[int, int], int] = {}  # (episode, step) -> 2^24 p^alpha
+        self.largest = 1 << 24
+        self.evicted = 0  # steps; with it a stored step's place is its number since the beginning
+        self.stale = 0
         self.texts: list[tuple[int, ...]] = []
         self.sets: list[tuple[int, ...]] = []
         self.ops: list = []
@@ -83,6 +104,18 @@ class Oracle:
         achieved,
     ):
         length = len(actions)
+        if length > self.capacity and self.long_episodes == "split":
+            most, ids = math.ceil(self.capacity / 2), []
+            for a in range(0, length, most):
+                b, o = min(a + most, length), achieved_offsets
+                ids.append(
+                    self.add_episode(
+                        goal, observations[a : b + 1], candidates[a : b + 1], actions[a:b],
+                        rewards[a:b], terminated and b == length, truncated or b < length,
+                        [x - o[a] for x in o[a : b + 1]], achieved[o[a] : o[b]],
+                    )
+                )  # fmt: skip
+            return ids[0]
         achieved_sets = [
             list(dict.fromkeys(achieved[achieved_offsets[t] : achieved_offsets[t + 1]]))
             for t in range(length)
@@ -99,6 +132,8 @@ class Oracle:
         for _, g in self._eligible(self.episodes[self.next_id]):
             if g not in self.active:
                 self.active.append(g)
+        for t in range(length):
+            self.priorities[self.next_id, t] = self.largest
         self.next_id += 1
         while self.steps() > self.capacity:
             self._evict()
@@ -114,7 +149,11 @@ class Oracle:
         return e["events"]
 
     def _evict(self):
-        oldest = self.episodes.pop(min(self.episodes))
+        first = min(self.episodes)
+        oldest = self.episodes.pop(first)
+        self.evicted += len(oldest["act"])
+        for t in range(len(oldest["act"])):
+            del self.priorities[first, t]
         left = [g for e in self.episodes.values() for _, g in self._eligible(e)]
         gone = self._eligible(oldest)
         for i, (_, g) in enumerate(gone):
@@ -154,58 +193,121 @@ class Oracle:
     def assemble(self, goal, observations, candidates, actions, t):
         return self.prompt(observations, candidates, actions, t, goal)
 
-    def sample(self, batch_size):
+    def update_priorities(self, keys, priorities):
+        stored = self._transitions()
+        hits = 0
+        for key, p in zip(keys, priorities, strict=True):
+            if key < self.evicted:
+                self.stale += 1
+                continue
+            value = int(min((p + self.epsilon) ** self.exponent * 2**24 + 0.5, 2.0**39))
+            self.priorities[stored[key - self.evicted]] = value = max(1, value)
+            self.largest = max(self.largest, value)
+            hits += 1
+        return hits
+
+    def sample(self, batch_size, beta=None):
         batch, self.batches = self.batches, self.batches + 1
-        possible = self.strategy != "none" and bool(self.active)
+        possible = (self.strategy != "none" and bool(self.active)) or self.hook is not None
         exact = self.ratio * batch_size if possible else 0.0
         share = math.floor(exact)
         if possible and Rng(self.seed, batch, MASK).unit() < exact - share:
             share += 1
-        rows = []
+        drawn, offered = [], []
         for i in range(batch_size):
             rng = Rng(self.seed, batch, i)
             relabel = (i + 1) * share // batch_size > i * share // batch_size
-            rows.append(self._row(*(self._relabeled(rng) if relabel else self._plain(rng))))
+            if relabel:
+                offered.append(i)
+            by_her = relabel and self.hook is None
+            drawn.append(self._relabeled(rng) if by_her else self._plain(rng))
+        answers = self._asked(drawn, offered) if self.hook and offered else {}
+        rows = [self._row(*d[:4], *answers.get(i, ())) for i, d in enumerate(drawn)]
+        if self.sampling == "prioritised":
+            weights = [d[4] ** -(self.beta if beta is None else beta) for d in drawn]
+            for row, w in zip(rows, weights, strict=True):
+                row["weight"] = np.float32(w / max(weights))
         return rows
+
+    def _asked(self, drawn, offered):
+        """The hook's say on each offered row: (goal, hits or None, rewards or None)."""
+        episodes = [self.episodes[drawn[i][0]] for i in offered]
+        steps = [drawn[i][1] for i in offered]
+        lengths = [len(e["act"]) for e in episodes]
+        width = max(min(self.n, n - t) for n, t in zip(lengths, steps, strict=True))
+        events = [
+            [x for x in e["events"] if x[0] >= t] for e, t in zip(episodes, steps, strict=True)
+        ]
+        answer = self.hook(
+            offered, [drawn[i][0] for i in offered], steps, lengths, [e["goal"] for e in episodes],
+            [(e["obs"][t : t + width + 1] + [-1] * width)[: width + 1]
+             for e, t in zip(episodes, steps, strict=True)],
+            events,
+        )  # fmt: skip
+        return {i: a for i, a in zip(offered, answer, strict=True) if a[0] >= 0}
 
     def _transitions(self):
         return [(i, t) for i, e in self.episodes.items() for t in range(len(e["act"]))]
 
+    def _draw(self, rng, transitions):
+        """One of them, in the way of `sampling`, and N * P."""
+        if self.sampling == "episodes":
+            episode = rng.choose(list(dict.fromkeys(i for i, _ in transitions)))
+            return *rng.choose([x for x in transitions if x[0] == episode]), 1.0
+        if self.sampling == "transitions":
+            return *rng.choose(transitions), 1.0
+        values = [self.priorities[x] for x in transitions]
+        x = (rng.next() * sum(values)) >> 64
+        for transition, value in zip(transitions, values, strict=True):
+            if x < value:
+                return *transition, float(len(values)) * float(value) / float(sum(values))
+            x -= value
+        raise AssertionError
+
     def _plain(self, rng):
-        episode, t = rng.choose(self._transitions())
-        return episode, t, self.episodes[episode]["goal"], False
+        episode, t, scale = self._draw(rng, self._transitions())
+        return episode, t, self.episodes[episode]["goal"], False, scale
 
     def _relabeled(self, rng):
         events = [(i, t, g) for i, e in self.episodes.items() for t, g in self._eligible(e)]
         if self.strategy == "random":
-            episode, t, _, _ = self._plain(rng)
+            episode, t, _, _, scale = self._plain(rng)
             if self.balance == "goals":
-                return episode, t, rng.choose(self.active), True
-            return episode, t, rng.choose(events)[2], True
+                return episode, t, rng.choose(self.active), True, scale
+            return episode, t, rng.choose(events)[2], True, scale
         if self.balance == "goals":
             goal = rng.choose(self.active)
             episode, at, _ = rng.choose([x for x in events if x[2] == goal])
             length = len(self.episodes[episode]["act"])
-            t = rng.choose(range(at + 1 if self.strategy == "future" else length))
-            return episode, t, goal, True
+            among = [(episode, t) for t in range(at + 1 if self.strategy == "future" else length)]
+            _, t, scale = (
+                self._draw(rng, among)
+                if self.sampling == "prioritised"
+                else (*rng.choose(among), 1.0)
+            )
+            return episode, t, goal, True, scale
 
         def choices(episode, t):
             e = self.episodes[episode]
             return [g for s, g in self._eligible(e) if s >= t or self.strategy != "future"]
 
-        episode, t = rng.choose([x for x in self._transitions() if choices(*x)])
-        return episode, t, rng.choose(choices(episode, t)), True
+        episode, t, scale = self._draw(rng, [x for x in self._transitions() if choices(*x)])
+        return episode, t, rng.choose(choices(episode, t)), True, scale
 
-    def _row(self, episode, t, goal, relabeled):
+    def _row(self, episode, t, goal, relabeled, new_goal=None, hits=None, rewards=None):
+        if new_goal is not None:
+            goal, relabeled = new_goal, True
         e = self.episodes[episode]
         length = len(e["act"])
         total, gamma_k, m, terminal = 0.0, 1.0, 0, False
         for k in range(t, min(t + self.n, length)):
             m += 1
-            hit = relabeled and (k, goal) in e["events"]
+            hit = relabeled and (hits[k - t] if hits else (k, goal) in e["events"])
             reward = (
                 (float(np.float32(self.her_reward)) if hit else 0.0) if relabeled else e["rew"][k]
             )
+            if relabeled and rewards:
+                reward = float(np.float32(rewards[k - t]))
             total += gamma_k * reward
             gamma_k *= self.gamma
             if hit or (not relabeled and e["term"] and k == length - 1):
@@ -225,4 +327,5 @@ class Oracle:
             "relabeled": int(relabeled),
             "episode": episode,
             "step": t,
+            "key": self.evicted + self._transitions().index((episode, t)),
         }

@@ -111,7 +111,8 @@ def test_messages_name_what_to_do():
         {"her_ratio": -0.1}, {"her_ratio": float("inf")}, {"her_reward": float("nan")},
         {"her_balance": "goal"}, {"her_balance": np.array([])}, {"her_strategy": None},
         {"seed": -1}, {"seed": 2**64},
-        {"gamma": "0.9"}, {"n_step": True},
+        {"gamma": "0.9"}, {"n_step": True}, {"gamma": 10**400}, {"seed": 10**5000},
+        {"shared": "\ud800"}, {"shared": 3}, {"shared": "x", "shared_texts": "y"},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(kw):
@@ -138,7 +139,7 @@ def test_bad_candidate_sets_are_refused(ids):
         [("literal", -1)], [("literal", "a")], [("actions",)], [("actions", 99)], [("action",)],
         [("history", 0, [("observation",)])], [("history", 2, [])], [("history", 2, None)],
         [("history", 2, [("goal",)])], [("history", 2, [("history", 1, [("action",)])])],
-        [("history", 2**40, [("action",)])], [()], [(3,)],
+        [("history", 2**40, [("action",)])], [()], [(3,)], [("\ud800",)],
     ],
 )  # fmt: skip
 def test_bad_templates_are_refused_and_the_old_one_stays(ops):
@@ -162,7 +163,10 @@ def test_bad_running_episodes_are_refused(args):
         make().assemble(*args)
 
 
-@pytest.mark.parametrize("size", [0, -1, 2**24 + 1, 2**70, 1.0, "3", None, True])
+@pytest.mark.parametrize(
+    "size",
+    [0, -1, 2**24 + 1, 2**70, pytest.param(10**5000, id="huge"), 1.0, "3", None, True],
+)
 def test_bad_batch_sizes_are_refused(size):
     buffer = make()
     buffer.add_episode(**GOOD)
@@ -242,6 +246,17 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     buffer.save(path)
     buffer.save(path)
     assert sorted(os.listdir(tmp_path)) == ["b.replay", "target"]
+
+
+@pytest.mark.parametrize("path", ["a\0b", b"a\0b", "\0", "", "\ud800", 3, None])
+def test_bad_paths_are_refused_and_name_no_other_file(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    buffer = make()
+    buffer.add_episode(**GOOD)
+    for call in (buffer.save, buffer.load):
+        with pytest.raises(CheckpointError):
+            call(path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_for_a_larger_buffer_keeps_the_newest_or_is_refused(tmp_path):

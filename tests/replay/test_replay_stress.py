@@ -60,7 +60,15 @@ def test_no_row_is_wrong_and_no_sanitizer_complains(tmp_path, sanitizer):
     assert rows > 1000
 
 
-@pytest.mark.parametrize("sanitizer", ["", "address,undefined"])
+@pytest.mark.parametrize(
+    "sanitizer",
+    [
+        "",
+        pytest.param(
+            "address,undefined", marks=pytest.mark.skipif(not LONG, reason="by make stress")
+        ),
+    ],
+)
 def test_producers_that_die_at_any_step_leave_every_sample_valid(tmp_path, sanitizer):
     flags = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else []
     binary = build(tmp_path, *flags, test="shared")

@@ -42,6 +42,8 @@ class Ground:
 
     def sample(self, out: Any) -> None:
         batch = self.buffer.sample(32, out=out)
+        if self.buffer.sampling == "prioritised":
+            self.buffer.update_priorities(batch.key, 1.0 + batch.step)
         prompt = batch.prompt_ids.reshape(-1, 3)
         following = batch.next_prompt_ids.reshape(-1, 3)
         sound = (prompt[:, 0] == prompt[:, 1]) & (following[:, 0] == prompt[:, 0])
@@ -96,7 +98,8 @@ def run(buffer: Any, seconds: float, folder: Path) -> int:
         if n % 5 == 0:
             other = ReplayBuffer(100)
             other.load(folder / "a")
-            Ground(other).sample(None)
+            if len(other) > 0:  # all may be evicted while a save waits for its turn
+                Ground(other).sample(None)
         if buffer.name is None and n % 7 == 0:  # a shared one takes a file only while it is empty
             buffer.load(folder / "a")
         time.sleep(0.01)
@@ -122,11 +125,17 @@ def main() -> int:
 
     rows = 0
     with tempfile.TemporaryDirectory(prefix="sacglam-threads-") as folder:
-        for balance in ("events", "goals"):
-            private = ReplayBuffer(40 * LENGTH, her_balance=balance)
-            rows += run(private, args.seconds / 4, Path(folder))
-            name = f"threads-{os.getpid()}-{balance}"
-            with ReplayBuffer(40 * LENGTH, her_balance=balance, shared=name) as shared:
+        kinds: list[dict[str, Any]] = [
+            {"her_balance": "events"},
+            {"her_balance": "goals", "prefetch": 2},
+            {"sampling": "prioritised"},
+        ]
+        for kind in kinds:
+            private = ReplayBuffer(40 * LENGTH, **kind)
+            rows += run(private, args.seconds / 6, Path(folder))
+            private.close()
+            name = f"threads-{os.getpid()}-{len(kind)}"
+            with ReplayBuffer(40 * LENGTH, shared=name, **kind) as shared:
                 child = os.fork()
                 if child == 0:
                     ground = Ground(shared)
@@ -134,7 +143,7 @@ def main() -> int:
                         ground.add(n % KEYS)
                         time.sleep(0.001)
                 try:
-                    rows += run(shared, args.seconds / 4, Path(folder))
+                    rows += run(shared, args.seconds / 6, Path(folder))
                 finally:
                     os.kill(child, 9)
                     os.waitpid(child, 0)

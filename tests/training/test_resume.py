@@ -41,8 +41,9 @@ class _InterruptAt(Callback):
         {"algo": "ppo", "ppo.rollout": 30, "ppo.minibatch": 16, "ppo.target_kl": 0.001},
         {"algo": "ppo", "ppo.rollout": 16, "model.id": "tiny-t5", "prompt.history": 1},
         {"model.id": "tiny-t5", "critic.kind": "reencode", "eval.interval": 80},
+        {"replay.sampling": "prioritised", "replay.capacity": 150},
     ],
-    ids=["llama", "t5-learned-alpha", "history", "ppo", "ppo-t5", "reencode"],
+    ids=["llama", "t5-learned-alpha", "history", "ppo", "ppo-t5", "reencode", "prioritised"],
 )
 def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, Any]):
     whole = Trainer(quick_config("whole", **options)).train()

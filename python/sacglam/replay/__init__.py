@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from sacglam.replay.buffer import Batch, ReplayBuffer
+from sacglam.replay.batch import Batch
+from sacglam.replay.buffer import ReplayBuffer
+from sacglam.replay.relabel import GoalRequest
 
-__all__ = ["Batch", "ReplayBuffer"]
+__all__ = ["Batch", "GoalRequest", "ReplayBuffer"]

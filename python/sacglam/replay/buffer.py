@@ -2,65 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-import math
+import functools
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sacglam import _C
 from sacglam.errors import ReplayError
+from sacglam.replay.batch import Batch
+from sacglam.replay.checks import integer, path_bytes, real, shared_name, shown
+from sacglam.replay.process import Closed, prefetching, shared_buffers
+from sacglam.replay.relabel import GoalHook, ask
+from sacglam.replay.settings import checked_settings, native_settings
 
 IntArray = NDArray[np.int32] | NDArray[np.int64] | Sequence[int]
-
-STRATEGIES = ("future", "final", "episode", "random", "none")
-BALANCES = ("events", "goals")
-
-
-class Batch(NamedTuple):
-    """B sampled transitions; prompt i is `prompt_ids[prompt_offsets[i]:prompt_offsets[i + 1]]`."""
-
-    prompt_ids: NDArray[np.int32]  # [*] prompts of s_t, packed
-    prompt_offsets: NDArray[np.int64]  # [B + 1]
-    candidates: NDArray[np.int32]  # [B] candidate-set id of s_t
-    next_prompt_ids: NDArray[np.int32]  # [*] prompts of s_{t+m}, packed
-    next_prompt_offsets: NDArray[np.int64]  # [B + 1]
-    next_candidates: NDArray[np.int32]  # [B] candidate-set id of s_{t+m}
-    action: NDArray[np.int32]  # [B] index into the candidate set of s_t
-    n_step_return: NDArray[np.float32]  # [B] sum_{k<m} gamma^k r_{t+k}
-    discount: NDArray[np.float32]  # [B] gamma^m, 0 where s_{t+m} is terminal
-    weight: NDArray[np.float32]  # [B] importance weight (1: sampling is uniform)
-    steps: NDArray[np.int32]  # [B] m
-    goal: NDArray[np.int32]  # [B] text id of the goal in both prompts
-    relabeled: NDArray[np.uint8]  # [B] 1 where the goal is a hindsight goal
-    episode: NDArray[np.int64]  # [B] episode id, as add_episode returned it
-    step: NDArray[np.int32]  # [B] t
-
-    @classmethod
-    def allocate(cls, batch_size: int, prompt_tokens: int, next_prompt_tokens: int) -> Batch:
-        """Arrays for `sample(out=...)`: room for `batch_size` rows and so many tokens in all."""
-        b = batch_size
-        return cls(
-            prompt_ids=np.empty(prompt_tokens, np.int32),
-            prompt_offsets=np.empty(b + 1, np.int64),
-            candidates=np.empty(b, np.int32),
-            next_prompt_ids=np.empty(next_prompt_tokens, np.int32),
-            next_prompt_offsets=np.empty(b + 1, np.int64),
-            next_candidates=np.empty(b, np.int32),
-            action=np.empty(b, np.int32),
-            n_step_return=np.empty(b, np.float32),
-            discount=np.empty(b, np.float32),
-            weight=np.empty(b, np.float32),
-            steps=np.empty(b, np.int32),
-            goal=np.empty(b, np.int32),
-            relabeled=np.empty(b, np.uint8),
-            episode=np.empty(b, np.int64),
-            step=np.empty(b, np.int32),
-        )
 
 
 class ReplayBuffer:
@@ -72,8 +31,8 @@ class ReplayBuffer:
 
     Sampling: `her_ratio` of a batch's rows are relabeled: exactly floor or ceil of
     `her_ratio * B` (chosen at random so that the mean is exact), spread evenly over the rows.
-    The others are uniform over all stored transitions and keep goal, rewards and termination
-    as recorded. A relabeled row is drawn so that its hindsight goal exists:
+    The others are uniform over all stored transitions (`sampling` offers other draws) and keep
+    goal, rewards and termination as recorded. A relabeled row is drawn so that its hindsight goal exists:
 
     | `her_strategy` | `her_balance="events"` | `her_balance="goals"` |
     |---|---|---|
@@ -89,6 +48,25 @@ class ReplayBuffer:
     first step at or after t that achieves its goal: `her_reward` there, and terminal; other
     steps pay 0, and the recorded termination, which belongs to another goal, does not end it.
     Truncation (and an episode that ends with neither flag) bootstraps: discount gamma^m.
+
+    Where a transition is drawn uniformly here, `sampling="episodes"` first draws an episode among
+    those that have such transitions, then one of its; `sampling="prioritised"` draws in proportion
+    to (priority + priority_epsilon) ** priority_exponent, and a row's weight is (N * P) ** -beta
+    over the largest of its batch, N and P those of its draw (Schaul et al. 2016). Where a step is
+    drawn after a goal (`her_balance="goals"`), the step is drawn in this way. A new transition
+    has the largest priority that was ever given, at first 1; see `update_priorities`.
+
+    `goals=f` has f say which goals the share of relabeled rows gets, in place of `her_strategy`:
+    these rows are drawn as plain ones, then f is called, once a batch, in the thread that samples,
+    with a `GoalRequest`, and returns `goals`, `(goals, hits)` or `(goals, hits, rewards)`:
+
+    - goals, integers [R]: the text id of each row's new goal, or -1: the row stays as recorded.
+    - hits, bools [R, width]: whether the transition of step t + k reaches the new goal; None: what
+      `achieved` says. The return stops at the first one, which is terminal.
+    - rewards, [R, width]: of step t + k under the new goal; None: `her_reward` at the hit.
+
+    What f raises is raised by `sample`; the next call then draws the same batch. f may use the
+    buffer. Rows that are evicted while f runs are replaced by plain ones.
 
     Deterministic: batch number n of a buffer depends on `seed`, n and the contents alone.
 
@@ -114,6 +92,16 @@ class ReplayBuffer:
         her_balance: "events" or "goals".
         her_reward: reward of a hit under a hindsight goal.
         seed: of the sampling, in [0, 2**64).
+        sampling: "transitions", "episodes" or "prioritised".
+        priority_exponent: alpha, in [0, 10]; 0 is uniform.
+        priority_beta: exponent of the importance weights, in [0, 10]; `sample` may give another.
+        priority_epsilon: added to every priority, so that none starves.
+        goals: a function that proposes goals, see above.
+        long_episodes: what `add_episode` does with more steps than the buffer, or a segment of
+            a shared one (about 3 % of the capacity, at least 510 steps, in which achievements
+            count half a step each), can hold as one episode: "refuse" them (ReplayError), or
+            "split" them.
+        prefetch: batches that a native thread keeps ready, 0 to 1024; see `sample`.
         shared: a name for the shared memory, which `close` of this object, or its end, removes.
         shared_texts: different texts, and different candidate sets, that a shared buffer can hold;
             by default twice the capacity, at least 65536.
@@ -134,46 +122,54 @@ class ReplayBuffer:
         her_balance: str = "goals",
         her_reward: float = 1.0,
         seed: int = 0,
+        sampling: str = "transitions",
+        priority_exponent: float = 0.6,
+        priority_beta: float = 0.4,
+        priority_epsilon: float = 1e-6,
+        goals: GoalHook | None = None,
+        long_episodes: str = "refuse",
+        prefetch: int = 0,
         shared: str | None = None,
         shared_texts: int | None = None,
         shared_bytes: int = 2**34,
     ) -> None:
-        self.capacity = _integer("capacity", capacity, 1, 2**40)
-        self.n_step = _integer("n_step", n_step, 1, 2**31 - 1)
-        self.gamma = _real("gamma", gamma, 0.0, 1.0)
-        self.her_strategy = _choice("her_strategy", her_strategy, STRATEGIES)
-        self.her_ratio = _real("her_ratio", her_ratio, 0.0, 1.0)
-        self.her_balance = _choice("her_balance", her_balance, BALANCES)
-        self.her_reward = _real("her_reward", her_reward, -1e30, 1e30)
-        self.seed = _integer("seed", seed, 0, 2**64 - 1)
+        self._settings = checked_settings(locals())
+        self.capacity: int = self._settings["capacity"]
+        vars(self).update(self._settings)
+        self.seed = integer("seed", seed, 0, 2**64 - 1)
+        self.prefetch = integer("prefetch", prefetch, 0, 1024)
+        if goals is not None and not callable(goals):
+            raise ReplayError(f"goals must be a function of a GoalRequest, got {shown(goals)}")
+        if goals is not None and prefetch:
+            raise ReplayError("prefetch draws batches without Python: it cannot call goals=")
+        self._goals = goals
+        self._ask = None if goals is None else functools.partial(ask, goals)
+        self._ahead: Any = None
         self.name = shared
         self._template: list[tuple[Any, ...]] | None = None
         self._native: Any
         if shared is None:
-            self._native = _C.Replay(self._settings(), self.seed)
+            self._native = _C.Replay(native_settings(self._settings), self.seed)
+            self._start_ahead()
             return
-        if not isinstance(shared, str):
-            raise ReplayError(f"shared must be a name, got {shared!r}")
-        texts = max(65536, 2 * self.capacity) if shared_texts is None else shared_texts
+        if shared_texts is None:
+            shared_texts = min(max(65536, 2 * self.capacity), 2**30)
         self._native = _C.Replay.create(
-            shared,
-            self._settings(),
+            shared_name(shared),
+            native_settings(self._settings),
             self.seed,
-            _integer("shared_texts", min(texts, 2**30), 16, 2**30),
-            _integer("shared_bytes", shared_bytes, 2**20, 2**37),
+            integer("shared_texts", shared_texts, 16, 2**30),
+            integer("shared_bytes", shared_bytes, 2**20, 2**37),
         )
-        _shared_buffers.add(self)
+        self._start_ahead()
+        shared_buffers.add(self)
 
-    def _settings(self) -> Any:
-        return _C.ReplaySettings(
-            self.capacity,
-            self.n_step,
-            self.gamma,
-            self.her_strategy,
-            self.her_ratio,
-            self.her_balance,
-            self.her_reward,
-        )
+    def _start_ahead(self) -> None:
+        if self.prefetch:
+            self._ahead = _C.ReplayPrefetcher(self._native, self.prefetch)
+            # Also at the end of the interpreter, while everything is still there.
+            weakref.finalize(self, self._ahead.stop)
+            prefetching.add(self)
 
     @classmethod
     def attach(cls, name: str, **settings: Any) -> ReplayBuffer:
@@ -188,17 +184,18 @@ class ReplayBuffer:
         Raises:
             ReplayError: there is no such buffer, or it belongs to another version of sacglam.
         """
-        if not isinstance(name, str):
-            raise ReplayError(f"name must be a string, got {name!r}")
-        native = _C.Replay.attach(name)
+        native = _C.Replay.attach(shared_name(name))
         given = {**native.settings(), "seed": native.seed(), **settings}
         for fixed in ("shared", "shared_texts", "shared_bytes"):
             if fixed in settings:
                 raise ReplayError(f"{fixed} is decided by the creator of a shared buffer")
+        ahead = given.pop("prefetch", 0)
         buffer = cls(**given)
+        buffer.prefetch = integer("prefetch", ahead, 0, 1024)
         buffer.name = name
-        buffer._native = native.with_settings(buffer._settings(), buffer.seed)
-        _shared_buffers.add(buffer)
+        buffer._native = native.with_settings(native_settings(buffer._settings), buffer.seed)
+        buffer._start_ahead()
+        shared_buffers.add(buffer)
         return buffer
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -208,15 +205,22 @@ class ReplayBuffer:
                 "a replay buffer of one process cannot be pickled: create it with shared=name, "
                 "or use save and load"
             )
-        settings = {name: getattr(self, name) for name in self._native.settings()}
-        return _attach, (self.name, {**settings, "seed": self.seed}, self._template)
+        settings = self._settings | {
+            "seed": self.seed,
+            "goals": self._goals,
+            "prefetch": self.prefetch,
+        }
+        return _attach, (self.name, settings, self._template)
 
     def close(self) -> None:
         """Give the memory back; the creator of a shared buffer also removes its name. Calls under
         way in other threads end normally, later ones raise ReplayError. Others who have attached
         go on."""
-        self._native = _Closed()
-        _shared_buffers.discard(self)
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+        self._native = Closed()
+        shared_buffers.discard(self)
 
     def __enter__(self) -> ReplayBuffer:
         return self
@@ -282,7 +286,10 @@ class ReplayBuffer:
             achieved: text ids; a goal repeated within one step counts once.
 
         Raises:
-            ReplayError: also when T exceeds the capacity. Nothing is stored then.
+            ReplayError: also when T exceeds the capacity. Nothing is stored then. With
+                `long_episodes="split"`, such an episode is stored as several, of at most half the
+                capacity each, cut off by truncations; the first one's id is returned. Neither
+                hindsight nor a prompt's history reaches across a cut.
         """
         return int(
             self._native.add_episode(
@@ -312,23 +319,33 @@ class ReplayBuffer:
         """
         return self._native.assemble(goal, observations, candidates, actions, t)
 
-    def sample(self, batch_size: int, *, out: Batch | None = None) -> Batch:
+    def sample(
+        self, batch_size: int, *, out: Batch | None = None, beta: float | None = None
+    ) -> Batch:
         """Draw a batch.
+
+        With `prefetch=N` a native thread draws the next N batches while this one is used. They
+        are the batches that would be drawn without it as long as nothing is added between calls;
+        what is added (or given another priority) while batches lie ready is first seen N + 1 calls
+        later. Another batch size or beta, `load` and `set_template` void what is ready: it is
+        drawn anew. The thread starts at the first call, ends at `close`, and does not exist in
+        a forked process, which samples without it. What it fails at is raised by the next call.
 
         Args:
             batch_size: B, in [1, 2**24].
             out: arrays to write to (see `Batch.allocate`), each long enough; the result then
                 holds views on them. New arrays otherwise.
+            beta: of prioritised sampling, in place of `priority_beta`.
 
         Raises:
             ReplayError: nothing is stored, no template is set, or an array of `out` has a wrong
                 dtype or shape or is too small; the next call then draws this same batch.
         """
         if out is None:
-            return Batch._make(self._native.sample(batch_size, None))
+            return Batch._make(self._draw(batch_size, None, beta))
         if not isinstance(out, Batch):
             raise ReplayError(f"out must be a Batch, got {type(out).__name__}; see Batch.allocate")
-        self._native.sample(batch_size, tuple(out))
+        self._draw(batch_size, tuple(out), beta)
         b = int(batch_size)
         lengths = [b] * len(out)
         lengths[0], lengths[1] = int(out.prompt_offsets[b]), b + 1
@@ -339,20 +356,58 @@ class ReplayBuffer:
             for array, n in zip(arrays, lengths, strict=True)
         )
 
+    def _draw(self, batch_size: int, out: Any, beta: float | None) -> tuple[Any, ...]:
+        weight = self._settings["priority_beta"] if beta is None else real("beta", beta, 0.0, 10.0)
+        ahead = self._ahead
+        if ahead is not None:
+            return ahead.sample(batch_size, out, weight)
+        return self._native.sample(batch_size, out, weight, self._ask)
+
+    def sample_many(self, count: int, batch_size: int, *, beta: float | None = None) -> list[Batch]:
+        """`count` batches as `sample` would return them one by one, in one call, which gives the
+        GIL up once (with `prefetch`, of what is ready)."""
+        count = integer("count", count, 1, 2**20)
+        if self._ahead is not None:
+            return [self.sample(batch_size, beta=beta) for _ in range(count)]
+        weight = self._settings["priority_beta"] if beta is None else real("beta", beta, 0.0, 10.0)
+        drawn = self._native.sample_many(count, batch_size, weight, self._ask)
+        return [Batch._make(fields) for fields in drawn]
+
+    def update_priorities(
+        self, keys: IntArray, priorities: NDArray[np.floating[Any]] | Sequence[float]
+    ) -> int:
+        """Give transitions new priorities; needs `sampling="prioritised"`.
+
+        Args:
+            keys: [n] from `Batch.key` of this object's batches. Of equal keys the last one counts.
+            priorities: [n] finite, not negative; for instance absolute TD errors. A transition has
+                one priority, under whichever goal it is drawn.
+
+        Returns:
+            how many were still stored. The others are counted in `stats()["stale_priorities"]`: a
+            key never names another transition, whatever lies in its place now.
+
+        Raises:
+            ReplayError: also for keys that no batch of this buffer held. Nothing is changed then.
+        """
+        return int(self._native.update_priorities(keys, priorities))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to `path`, atomically: interned tables, template, episodes, counter.
 
         Raises:
             CheckpointError: it could not be written; what `path` held before is untouched.
         """
-        self._native.save(os.fsencode(path))
+        self._native.save(path_bytes(path))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replace the contents by those of a saved buffer; sampling continues where it was.
 
         Seed and counter come from the file; the settings given to the constructor stay. With the
         settings that the file was saved under, the next batches are bit-identical to those the
-        saved buffer would have drawn. A smaller capacity drops the oldest episodes. Ids that were
+        saved buffer would have drawn, priorities included (under another priority_exponent, or
+        from a file without any, all are as of new transitions). Keys of earlier batches are stale.
+        A smaller capacity drops the oldest episodes. Ids that were
         interned after the file was saved are no longer valid.
 
         A shared buffer must not hold episodes yet, and no other process may add any meanwhile;
@@ -363,13 +418,14 @@ class ReplayBuffer:
             CheckpointError: missing, damaged, foreign or unfit; the buffer is as it was.
             ReplayError: a shared buffer holds episodes.
         """
-        self._native.load(os.fsencode(path))
+        self._native.load(path_bytes(path))
 
     def stats(self) -> dict[str, int | float]:
         """steps, episodes, evicted_steps, goals (achieved in the buffer), bytes (of all native
         memory of this process), shared_bytes (of shared memory in use), bytes_per_step, samples
         (rows drawn), batches, redrawn (rows that an eviction overtook while they were drawn),
-        her_share (of the rows drawn), texts, candidate_sets."""
+        her_share (of the rows drawn), stale_priorities (updates of what was gone), texts,
+        candidate_sets."""
         return self._native.stats()
 
     def __len__(self) -> int:
@@ -377,70 +433,8 @@ class ReplayBuffer:
         return int(self._native.steps())
 
 
-class _Closed:
-    def __getattr__(self, name: str) -> Any:
-        raise ReplayError("the replay buffer is closed")
-
-
-class _Forked:
-    """Stands in for the native buffer that a forked process inherits, until it is first used.
-
-    The inherited one belongs to the parent (its open segments, its locks): it is kept, untouched.
-    """
-
-    def __init__(self, buffer: ReplayBuffer) -> None:
-        self._buffer, self._inherited = buffer, buffer._native
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        buffer = self._buffer
-        native = self._inherited.with_settings(buffer._settings(), buffer.seed)
-        if buffer._template is not None:
-            native.set_template(buffer._template)
-        _inherited.append(self._inherited)
-        buffer._native = native
-        return getattr(native, name)
-
-
-_shared_buffers: weakref.WeakSet[ReplayBuffer] = weakref.WeakSet()
-_inherited: list[Any] = []
-
-
-def _after_fork() -> None:
-    for buffer in list(_shared_buffers):
-        buffer._native = _Forked(buffer)
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 def _attach(name: str, settings: dict[str, Any], template: Any) -> ReplayBuffer:
     buffer = ReplayBuffer.attach(name, **settings)
     if template is not None:
         buffer.set_template(template)
     return buffer
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ReplayError(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
-        raise ReplayError(f"{name} must be in [{low}, {high}], got {value}")
-    return int(value)
-
-
-def _real(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise ReplayError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ReplayError(f"{name} must be in [{low}, {high}], got {value}")
-    return float(value)
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if isinstance(value, str) and value in allowed:
-        return str(value)
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ReplayError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}")

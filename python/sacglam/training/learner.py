@@ -55,7 +55,11 @@ class Learner:
             DivergedError: a loss or the gradient is not finite; the parameters stay as they were.
         """
         config, device = self.config, self.policy.device
-        batch = self.buffer.sample(config.optim.batch_size)
+        due = max(1.0, (config.total_steps - config.learning_starts) / config.steps_per_update)
+        # Importance weights: their exponent rises linearly, to 1 at the end (Schaul et al. 2016).
+        beta = config.replay.priority_beta
+        beta += (1.0 - beta) * min(1.0, self.updates / due)
+        batch = self.buffer.sample(config.optim.batch_size, beta=beta)
         alpha = self.alpha
 
         def tensor(array: Any) -> Tensor:
@@ -102,7 +106,8 @@ class Learner:
         metrics = dict(zip(names, values, strict=True))
         check_finite(metrics, self.updates, huber=True)
 
-        due = max(1.0, (config.total_steps - config.learning_starts) / config.steps_per_update)
+        if config.replay.sampling == "prioritised":
+            self.buffer.update_priorities(batch.key, td_error.float().cpu().numpy())
         self.optimiser.step(self.updates, self.updates / due)
         self.target.update(config.sac.target_rate)
         if config.sac.learn_alpha:

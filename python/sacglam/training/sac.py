@@ -41,6 +41,8 @@ class SacAlgorithm:
             her_strategy=config.replay.her_strategy,
             her_ratio=config.replay.her_ratio,
             her_balance=config.replay.her_balance,
+            sampling=config.replay.sampling,
+            priority_exponent=config.replay.priority_exponent,
             seed=derive(config.seed, REPLAY),
         )
         self.texts = ReplayTexts(policy, self.buffer)

@@ -1,0 +1,127 @@
+// The n-step target of a drawn row, under its recorded goal or another one.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "replay_plan.hpp"
+
+namespace sacglam::replay {
+
+class Targets {
+ public:
+  Targets(const Settings& settings, const Store& store) : settings_(settings), store_(store) {}
+
+  // Position of the first event of `e` at or after `step`.
+  std::uint64_t first_event_from(const Episode& e, std::int32_t step) const {
+    std::uint64_t low = e.event_begin;
+    std::uint64_t high = e.event_begin + e.events;
+    while (low < high) {
+      const std::uint64_t middle = low + (high - low) / 2;
+      if (store_.events().peek_pair(middle, 0)[1] < step) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+  // The n-step target. Until the check in Sampler::add_row() what is read may be torn: it is only
+  // used where any value is harmless. False when it is seen to be. A user's relabeling may say
+  // itself which of the following steps reach the goal, and what they pay.
+  bool target(const Draw& draw, PlannedRow& row, const std::uint8_t* hits = nullptr,
+              const float* rewards = nullptr) const {
+    const Episode& e = draw.episode;
+    const StoredSteps steps(store_, e);
+    const std::int32_t t = draw.step;
+    const std::int32_t goal = draw.goal;
+    const bool relabeled = draw.relabeled;
+    std::int32_t m = std::min(settings_.n_step, e.length - t);
+    double reward = 0.0;
+    double gamma_m = 1.0;
+    bool terminal = false;
+    if (relabeled) {
+      // Under another goal the recorded rewards and termination say nothing: only a hit ends.
+      for (std::int32_t k = 0; hits != nullptr && k < m && !terminal; ++k) {
+        if (hits[k] == 0) continue;
+        m = k + 1;
+        terminal = true;
+      }
+      const std::uint64_t end = e.event_begin + e.events;
+      for (std::uint64_t p = first_event_from(e, t); hits == nullptr && p < end; ++p) {
+        const auto [event_goal, event_step] = store_.events().peek_pair(p, 0);
+        if (event_step < t) return false;
+        if (event_step >= t + m) break;
+        if (event_goal == goal) {
+          m = event_step - t + 1;
+          terminal = true;
+          break;
+        }
+      }
+      double at_hit = 1.0;
+      for (std::int32_t k = 0; k < m; ++k) {
+        at_hit = gamma_m;
+        if (rewards != nullptr) reward += gamma_m * static_cast<double>(rewards[k]);
+        gamma_m *= settings_.gamma;
+      }
+      if (terminal && rewards == nullptr)
+        reward += at_hit * static_cast<double>(settings_.her_reward);
+    } else {
+      for (std::int32_t k = 0; k < m; ++k) {
+        reward += gamma_m * static_cast<double>(steps.row(t + k).reward);
+        gamma_m *= settings_.gamma;
+      }
+      terminal = e.terminated != 0 && t + m == e.length;
+    }
+    const Row stored = steps.row(t);
+    row.episode = e.label;
+    row.position = e.row_begin + static_cast<std::uint64_t>(t);
+    row.step = t;
+    row.goal = goal;
+    row.candidates = stored.candidates;
+    row.next_candidates = steps.candidates(t + m);
+    row.action = stored.action;
+    row.steps = m;
+    row.n_step_return = static_cast<float>(reward);
+    row.discount = terminal ? 0.0F : static_cast<float>(gamma_m);
+    row.relabeled = relabeled;
+    return true;
+  }
+
+  // What the hook must know of a row; nothing when the row was overtaken meanwhile.
+  void ask(const Draw& draw, std::size_t i, GoalRequest& out) const {
+    const Episode& e = draw.episode;
+    const std::int32_t t = draw.step;
+    const StoredSteps steps(store_, e);
+    for (std::size_t k = 0; k <= out.width; ++k) {
+      const auto at = t + static_cast<std::int32_t>(k);
+      out.observations.push_back(at <= e.length ? steps.observation(at) : -1);
+    }
+    const std::uint64_t end = e.event_begin + e.events;
+    for (std::uint64_t p = first_event_from(e, t); p < end; ++p) {
+      const auto [goal, step] = store_.events().peek_pair(p, 0);
+      out.achieved.push_back(goal);
+      out.achieved_steps.push_back(step);
+    }
+    if (!store_.episodes().still_live(draw.id)) {
+      out.observations.resize(out.row.size() * (out.width + 1));
+      const auto events = static_cast<std::size_t>(out.achieved_offsets.back());
+      out.achieved.resize(events);
+      out.achieved_steps.resize(events);
+      return;
+    }
+    out.row.push_back(static_cast<std::int32_t>(i));
+    out.episode.push_back(static_cast<std::int64_t>(e.label));
+    out.step.push_back(t);
+    out.length.push_back(e.length);
+    out.goal.push_back(e.goal);
+    out.achieved_offsets.push_back(static_cast<std::int64_t>(out.achieved.size()));
+  }
+
+ private:
+  const Settings& settings_;
+  const Store& store_;
+};
+
+}  // namespace sacglam::replay
