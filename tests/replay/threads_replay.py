@@ -96,7 +96,8 @@ def run(buffer: Any, seconds: float, folder: Path) -> int:
         if n % 5 == 0:
             other = ReplayBuffer(100)
             other.load(folder / "a")
-            Ground(other).sample(None)
+            if len(other) > 0:  # all may be evicted while a save waits for its turn
+                Ground(other).sample(None)
         if buffer.name is None and n % 7 == 0:  # a shared one takes a file only while it is empty
             buffer.load(folder / "a")
         time.sleep(0.01)
