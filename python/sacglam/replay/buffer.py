@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacglam import _C
-from sacglam.errors import ReplayError
+from sacglam.errors import CheckpointError, ReplayError
 
 IntArray = NDArray[np.int32] | NDArray[np.int64] | Sequence[int]
 
@@ -345,7 +345,7 @@ class ReplayBuffer:
         Raises:
             CheckpointError: it could not be written; what `path` held before is untouched.
         """
-        self._native.save(os.fsencode(path))
+        self._native.save(_path_bytes(path))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replace the contents by those of a saved buffer; sampling continues where it was.
@@ -363,7 +363,7 @@ class ReplayBuffer:
             CheckpointError: missing, damaged, foreign or unfit; the buffer is as it was.
             ReplayError: a shared buffer holds episodes.
         """
-        self._native.load(os.fsencode(path))
+        self._native.load(_path_bytes(path))
 
     def stats(self) -> dict[str, int | float]:
         """steps, episodes, evicted_steps, goals (achieved in the buffer), bytes (of all native
@@ -420,6 +420,17 @@ def _attach(name: str, settings: dict[str, Any], template: Any) -> ReplayBuffer:
     if template is not None:
         buffer.set_template(template)
     return buffer
+
+
+def _path_bytes(path: Any) -> bytes:
+    """As the system takes it; a NUL would end it early and name another file."""
+    try:
+        name = os.fsencode(path)
+    except (TypeError, UnicodeError) as error:
+        raise CheckpointError(f"not a path: {error}") from error
+    if b"\0" in name:
+        raise CheckpointError("a path holds no NUL character")
+    return name
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
