@@ -21,6 +21,7 @@ import pytest
 
 OURS = "sacglam"
 Method = Callable[[], object]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,23 @@ def interleave(
     *,
     setup: Mapping[str, Method] | None = None,
     effort: Effort = FULL,
+    clock: Clock = time.perf_counter,
 ) -> Interleaved:
     """Time `methods` alternately in one process, so that all of them meet the same machine.
 
     Every method runs once untimed first, which warms caches and tells how many calls make one
     sample. The order rotates from round to round: no method is always the one that follows a
     cache-hungry neighbour. `setup[name]`, when given, runs untimed before each sample of that
-    method, which then is a single call. `rounds=None` fills the effort's budget.
+    method, which then is a single call. `rounds=None` fills the effort's budget. `clock` may be
+    `time.thread_time`, where methods work in this thread alone: on a machine that others use, the
+    wall time of a call that is longer than a slice of the scheduler holds their work as well.
     """
     if not methods:
         raise ValueError("interleave needs at least one method to time, got none")
     calls: dict[str, int] = {}
     round_s = 0.0
     for name, method in methods.items():
-        once_s = min(_sample(method, 1, setup, name) for _ in range(2))
+        once_s = min(_sample(method, 1, setup, name, clock) for _ in range(2))
         looped = setup is None or name not in setup
         calls[name] = max(1, round(effort.min_sample_s / max(once_s, 1e-9))) if looped else 1
         round_s += once_s * calls[name]
@@ -91,18 +95,20 @@ def interleave(
     for r in range(rounds):
         turn = r % len(order)
         for name in order[turn:] + order[:turn]:
-            seconds[name].append(_sample(methods[name], calls[name], setup, name))
+            seconds[name].append(_sample(methods[name], calls[name], setup, name, clock))
     return Interleaved(seconds)
 
 
-def _sample(method: Method, calls: int, setup: Mapping[str, Method] | None, name: str) -> float:
+def _sample(
+    method: Method, calls: int, setup: Mapping[str, Method] | None, name: str, clock: Clock
+) -> float:
     if setup is not None and name in setup:
         setup[name]()
     loop = range(calls)
-    start = time.perf_counter()
+    start = clock()
     for _ in loop:
         method()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def peak_rss_bytes(method: Method) -> int | None:
@@ -230,7 +236,8 @@ def compare(
 ) -> Callable[..., Interleaved | None]:
     """Time our method and its rivals alternately and record a row for each: see `README.md`.
 
-        compare(case, methods, *, floor=None, peak_bytes=None, rounds=None, setup=None)
+        compare(case, methods, *, floor=None, peak_bytes=None, rounds=None, setup=None,
+                clock=time.perf_counter)
 
     `methods` maps names to calls without arguments and must hold "sacglam". `floor` is what no
     implementation can beat: seconds, or a call that is timed beside the others (and gets no row).
@@ -246,6 +253,7 @@ def compare(
         peak_bytes: int | Mapping[str, int | None] | None = None,
         rounds: int | None = None,
         setup: Mapping[str, Method] | None = None,
+        clock: Clock = time.perf_counter,
     ) -> Interleaved | None:
         if OURS not in methods:
             raise ValueError(f"case {case!r} needs a method named {OURS!r}, got {list(methods)}")
@@ -256,10 +264,10 @@ def compare(
             timed["floor"] = floor
         if benchmark.disabled:
             for name, method in timed.items():
-                _sample(method, 1, setup, name)
+                _sample(method, 1, setup, name, clock)
             benchmark.pedantic(lambda: None)
             return None
-        result = interleave(timed, rounds, setup=setup, effort=effort)
+        result = interleave(timed, rounds, setup=setup, effort=effort, clock=clock)
         median_s, ratios = result.median_s, result.ratios()
         floor_s = median_s["floor"] if callable(floor) else floor
         peaks = peak_bytes if isinstance(peak_bytes, Mapping) else {OURS: peak_bytes}
@@ -278,10 +286,10 @@ def compare(
                 if name != OURS
             },
         )
-        clock: ReplayClock = request.node.get_closest_marker("benchmark").kwargs["timer"]
-        samples = itertools.accumulate(result.seconds[OURS], initial=clock())
+        timer: ReplayClock = request.node.get_closest_marker("benchmark").kwargs["timer"]
+        samples = itertools.accumulate(result.seconds[OURS], initial=timer())
         next(samples)
-        benchmark.pedantic(clock.advance, args=(samples,), rounds=len(result.seconds[OURS]))
+        benchmark.pedantic(timer.advance, args=(samples,), rounds=len(result.seconds[OURS]))
         return result
 
     return run

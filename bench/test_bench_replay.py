@@ -4,219 +4,38 @@ The work: observations of `tokens` int32, episodes of 25 steps, hindsight `futur
 256. Ours returns packed prompts of s and s' (goal + observation) with candidate sets and n-step
 targets; a peer returns its own arrays, which hold less. The floor is the bare copy of as many
 rows of as many bytes from random places of an array of the same size.
+
+What one thread does alone is timed in CPU time, so that other work on the machine weighs on long
+calls no more than on short ones.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import pytest
-from sacglam.replay import Batch, ReplayBuffer
 
-T, B = 25, 256
-GOAL_TOKENS = 4
-RNG = np.random.default_rng
+sys.path.append(str(Path(__file__).resolve().parent))
 
+from replay_peers import Locked, installed, turns  # noqa: E402
+from replay_work import (  # noqa: E402
+    B,
+    Producer,
+    T,
+    Workload,
+    gather_floor,
+    ours,
+    producing_process,
+    sampler,
+)
 
-class Workload:
-    """Episodes as arrays, the same for every buffer. Every observation is a text of its own."""
-
-    def __init__(self, steps: int, tokens: int) -> None:
-        rng = RNG(0)
-        self.steps, self.tokens, self.episodes = steps, tokens, steps // T
-        self.observations = rng.integers(0, 30_000, (steps, tokens), np.int32)
-        self.goals = rng.integers(0, 30_000, (64, GOAL_TOKENS), np.int32)
-        self.achieved = rng.integers(-64, 64, steps)  # -x: none, half of the steps
-        self.actions = rng.integers(0, 8, steps).astype(np.int32)
-
-    def rows(self, episode: int) -> np.ndarray:
-        """The T + 1 rows of an episode; its last observation is its first again."""
-        return np.append(np.arange(T), 0) + episode * T
-
-
-def ours(work: Workload, **options: Any) -> tuple[ReplayBuffer, list[tuple]]:
-    """A filled buffer and the episodes as `add_episode` takes them."""
-    options = {"her_balance": "events", "seed": 1} | options
-    buffer = ReplayBuffer(work.steps, **options)
-    goals = np.array([buffer.intern_text(g) for g in work.goals], np.int32)
-    texts = np.array([buffer.intern_text(o) for o in work.observations], np.int32)
-    actions = [buffer.intern_text([i, i, i]) for i in range(40)]
-    rng = RNG(1)
-    sets = np.array(
-        [buffer.intern_candidates(rng.permutation(actions)[:8]) for _ in range(500)], np.int32
-    )
-    buffer.set_template([("goal",), ("observation",)])
-    episodes = []
-    for e in range(work.episodes):
-        rows = work.rows(e)
-        hit = work.achieved[rows[:-1]]
-        offsets = np.concatenate([[0], np.cumsum(hit >= 0)]).astype(np.int32)
-        episodes.append(
-            (int(goals[e % 64]), texts[rows], sets[rows % 500], work.actions[rows[:-1]],
-             np.zeros(T, np.float32), True, False, offsets, goals[hit[hit >= 0]])
-        )  # fmt: skip
-        buffer.add_episode(*episodes[-1])
-    return buffer, episodes
-
-
-def sampler(buffer: ReplayBuffer, tokens: int, rows: int = B) -> Callable[[], Batch]:
-    room = rows * (tokens + 64) * 8
-    out = Batch.allocate(rows, room, room)
-    return lambda: buffer.sample(rows, out=out)
-
-
-class PythonList:
-    """What one writes first: a list of episodes, relabeled and packed in Python."""
-
-    def __init__(self, work: Workload) -> None:
-        self.work, self.rng, self.episodes = work, RNG(2), []
-        for e in range(work.episodes):
-            self.add(e)
-
-    def add(self, e: int) -> None:
-        work = self.work
-        steps = [(work.observations[r], work.actions[r], work.achieved[r]) for r in work.rows(e)]
-        self.episodes.append((work.goals[e % 64], steps))
-        del self.episodes[: len(self.episodes) - work.episodes]
-
-    def sample(self) -> tuple[np.ndarray, np.ndarray, list, list]:
-        prompts, following, returns, discounts = [], [], [], []
-        picks = self.rng.integers(0, len(self.episodes) * T, B)
-        relabel = self.rng.random(B) < 0.8
-        for pick, her in zip(picks.tolist(), relabel.tolist(), strict=True):
-            goal, steps = self.episodes[pick // T]
-            t, m, value, discount = pick % T, min(3, T - pick % T), 0.0, 0.99**3
-            events = [(k, steps[k][2]) for k in range(t, T) if steps[k][2] >= 0] if her else []
-            if events:
-                _, new = events[int(self.rng.integers(len(events)))]
-                goal = self.work.goals[new]
-                first = next(k for k, g in events if g == new)
-                if first < t + m:
-                    m, value, discount = first - t + 1, 0.99 ** (first - t), 0.0
-            prompts += [goal, steps[t][0]]
-            following += [goal, steps[t + m][0]]
-            returns.append(value)
-            discounts.append(discount)
-        return np.concatenate(prompts), np.concatenate(following), returns, discounts
-
-
-def cpprb(work: Workload) -> Callable[[], object]:
-    """cpprb's HER: relabels when an episode ends, into extra rows."""
-    module = pytest.importorskip("cpprb")
-    shape = {"shape": work.tokens, "dtype": np.int32}
-    buffer = module.HindsightReplayBuffer(
-        work.steps * 5, {"obs": shape, "act": {"dtype": np.int32}, "next_obs": shape}, T,
-        lambda state, act, goal: np.zeros((len(goal), 1), np.float32), goal_shape=GOAL_TOKENS,
-        goal_func=lambda state: state[:, :GOAL_TOKENS], strategy="future", additional_goals=4,
-    )  # fmt: skip
-    for e in range(work.episodes):
-        rows = work.rows(e)
-        for a, b in itertools.pairwise(rows):
-            buffer.add(obs=work.observations[a], act=work.actions[a],
-                       next_obs=work.observations[b])  # fmt: skip
-        buffer.on_episode_end(work.goals[e % 64])
-    return lambda: buffer.sample(B)
-
-
-def stable_baselines3(work: Workload) -> Callable[[], object]:
-    pytest.importorskip("stable_baselines3")
-    from gymnasium import spaces
-    from stable_baselines3 import HerReplayBuffer
-
-    class Env:
-        num_envs = 1
-
-        def env_method(self, name: str, achieved: np.ndarray, *_: Any, **__: Any) -> list:
-            return [np.zeros(len(achieved), np.float32)]
-
-    text = spaces.Box(0, 30_000, (work.tokens,), np.int32)
-    goal = spaces.Box(0, 30_000, (GOAL_TOKENS,), np.int32)
-    space = spaces.Dict({"observation": text, "achieved_goal": goal, "desired_goal": goal})
-    buffer = HerReplayBuffer(work.steps, space, spaces.Discrete(8), Env(), n_sampled_goal=4)
-    for e in range(work.episodes):
-        want = work.goals[e % 64][None]
-
-        def state(row: int, want: np.ndarray = want) -> dict[str, np.ndarray]:
-            got = work.goals[work.achieved[row]][None]
-            return {"observation": work.observations[row][None], "achieved_goal": got,
-                    "desired_goal": want}  # fmt: skip
-
-        for k, (a, b) in enumerate(itertools.pairwise(work.rows(e))):
-            buffer.add(state(a), state(b), work.actions[a : a + 1], np.zeros(1),
-                       np.array([k == T - 1]), [{}])  # fmt: skip
-    return lambda: buffer.sample(B, env=None)
-
-
-def torchrl(work: Workload) -> Callable[[], object]:
-    """torchrl without hindsight: with it, it is slower still."""
-    pytest.importorskip("torchrl")
-    import torch
-    from tensordict import TensorDict
-    from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-
-    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(work.steps), batch_size=B)
-    rows = np.concatenate([work.rows(e)[:-1] for e in range(work.episodes)])
-    following = np.concatenate([work.rows(e)[1:] for e in range(work.episodes)])
-    buffer.extend(
-        TensorDict(
-            {"obs": torch.from_numpy(work.observations[rows]),
-             "next_obs": torch.from_numpy(work.observations[following]),
-             "goal": torch.from_numpy(work.goals[np.arange(len(rows)) % 64]),
-             "action": torch.from_numpy(work.actions[rows]), "reward": torch.zeros(len(rows))},
-            batch_size=[len(rows)],
-        )
-    )  # fmt: skip
-    return buffer.sample
-
-
-PEERS = {"cpprb HER": cpprb, "stable-baselines3 HER": stable_baselines3, "torchrl": torchrl}
-
-
-def installed_peers(work: Workload) -> dict[str, Callable[[], object]]:
-    methods = {}
-    for name, make in PEERS.items():
-        try:
-            methods[name] = make(work)
-        except pytest.skip.Exception:
-            continue
-    return methods
-
-
-def gather_floor(work: Workload) -> Callable[[], object]:
-    """Copies 2 B rows from random places of an array as large as the texts."""
-    target = np.empty((2 * B, work.tokens), np.int32)
-    picks = itertools.cycle(RNG(3).integers(0, work.steps, (64, 2 * B)))
-    source = work.observations
-    return lambda: np.take(source, next(picks), axis=0, out=target, mode="clip")
-
-
-@contextmanager
-def producer(buffer: ReplayBuffer, episodes: list[tuple], steps_per_s: int) -> Iterator[None]:
-    """A Python thread that inserts whole episodes at a steady rate."""
-    stop = threading.Event()
-
-    def run() -> None:
-        due = time.perf_counter()
-        for episode in itertools.cycle(episodes):
-            if stop.is_set():
-                return
-            buffer.add_episode(*episode)
-            due += T / steps_per_s
-            time.sleep(max(0.0, due - time.perf_counter()))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+RATE = 20_000  # steps/s of a producer
+CPU = time.thread_time
 
 
 @pytest.fixture(scope="module")
@@ -229,25 +48,78 @@ def filled(work):
     return ours(work)
 
 
-def test_insert(compare, work, filled):
-    """One episode of 25 steps, the oldest one evicted; ids ready, as the collector has them."""
+@pytest.fixture(scope="module")
+def peers(work):
+    return installed(work)
+
+
+def test_sample(compare, peak_bytes, work, filled, peers):
+    methods = {"sacglam": sampler(filled[0], work.tokens)}
+    methods |= {name: peer.sample for name, peer in peers.items()}
+    peaks = {name: peak_bytes(method) for name, method in methods.items()}
+    case = f"sample {B}, 128 tokens, {work.steps} steps"
+    compare(case, methods, floor=gather_floor(work), peak_bytes=peaks, clock=CPU)
+
+
+def test_insert(compare, work, filled, peers):
+    """One episode of 25 steps, the oldest one evicted. Ours: ids ready, as the collector has them
+    from acting; and with its texts interned in the call, which finds them known."""
     buffer, episodes = filled
-    turn, plain = itertools.cycle(episodes), PythonList(work)
-    count = itertools.cycle(range(work.episodes))
+    turn, numbers = itertools.cycle(episodes), itertools.count()
+
+    def interning() -> None:
+        number = next(numbers)
+        for text in work.observations(work.steps_of(number)):
+            buffer.intern_text(text)
+        buffer.add_episode(*episodes[number % len(episodes)])
+
     compare(
         f"insert, episode of {T}",
         {
             "sacglam": lambda: buffer.add_episode(*next(turn)),
-            "python list": lambda: plain.add(next(count)),
+            "sacglam, texts interned as well": interning,
+            **{name: turns(peer) for name, peer in peers.items()},
         },
+        clock=CPU,
     )
 
 
-def test_sample(compare, peak_bytes, work, filled):
-    sample = sampler(filled[0], work.tokens)
-    peak = peak_bytes(sample)
-    methods = {"sacglam": sample, "python list": PythonList(work).sample, **installed_peers(work)}
-    compare(f"sample {B}, 128 tokens", methods, floor=gather_floor(work), peak_bytes=peak)
+def test_sample_beside_a_producer(compare, quick, work, filled, peers):
+    """Each method has the producer for itself while it is timed, in a thread of the same process;
+    who cannot take so many steps gets as many as it can."""
+    buffer, episodes = filled
+    turn, batches = itertools.cycle(episodes), 16 if quick else 64
+    shared = {name: Locked(peer) for name, peer in peers.items()}
+    adds = {"sacglam": lambda: buffer.add_episode(*next(turn))}
+    adds |= {name: turns(peer) for name, peer in shared.items()}
+    samples = {"sacglam": sampler(buffer, work.tokens)}
+    samples |= {name: peer.sample for name, peer in shared.items()}
+
+    def many(sample):
+        def draw():
+            for _ in range(batches):
+                sample()
+
+        return draw
+
+    with Producer(RATE) as producer:
+        compare(
+            f"{batches} batches of {B} beside a thread of {RATE} steps/s",
+            {name: many(sample) for name, sample in samples.items()},
+            setup={name: lambda add=add: producer.feed(add) for name, add in adds.items()},
+        )
+
+
+def test_sample_beside_a_producing_process(compare, work):
+    name = f"bench-{os.getpid()}"
+    alone, _ = ours(work)
+    buffer, episodes = ours(work, shared=name)
+    with buffer, producing_process(buffer, episodes, RATE):
+        compare(
+            f"sample {B} beside a process of {RATE} steps/s",
+            {"sacglam": sampler(buffer, 128), "without a producer": sampler(alone, 128)},
+            clock=CPU,  # following the log, which the sampling thread does, included
+        )
 
 
 @pytest.mark.parametrize("balance", ["events", "goals"])
@@ -261,19 +133,13 @@ def test_sample_full_prompt(compare, work, balance):
     tokens = int(full.sample(B).prompt_offsets[-1]) / B
     compare(
         f"sample {B}, full prompts, by {balance}",
-        {"sacglam": sampler(full, work.tokens), "goal and observation": sampler(bare, work.tokens)},
+        {
+            "sacglam": sampler(full, 4 * work.tokens),
+            "goal and observation": sampler(bare, work.tokens),
+        },
         floor=gather_floor(Workload(work.steps // 4, round(tokens))),
+        clock=CPU,
     )
-
-
-def test_sample_beside_a_producer(compare, work, filled):
-    buffer, episodes = filled
-    alone, _ = ours(work)
-    with producer(buffer, episodes, steps_per_s=20_000):
-        compare(
-            f"sample {B} beside 20k steps/s",
-            {"sacglam": sampler(buffer, 128), "without a producer": sampler(alone, 128)},
-        )
 
 
 def test_two_samplers(compare, work, filled):
@@ -295,20 +161,31 @@ def test_two_samplers(compare, work, filled):
     compare("64 batches, two threads", {"sacglam": two, "one thread": lambda: draw(0, 64)})
 
 
-@pytest.mark.parametrize("steps", [10_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("steps", [10_000, 100_000, 1_000_000, 10_000_000])
 def test_capacity(compare, quick, steps):
-    """The cost of a batch must not grow with what is stored, beyond what memory costs."""
+    """The cost of a batch must not grow with what is stored, beyond what memory costs. The largest
+    size has a million different texts, and no peers: filling them would take minutes."""
     if quick and steps > 10_000:
         pytest.skip("quick mode")
-    work = Workload(steps, 32)
+    if steps > 1_000_000 and os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 << 30:
+        pytest.skip("needs 8 GB of free memory")
+    work = Workload(steps, 32, min(steps, 1_000_000))
+    names = [] if steps > 1_000_000 else ["stable-baselines3 HER", "torchrl HER"]
+    peers = installed(work, "python list", *names) if names else {}
     buffer, _ = ours(work)
-    compare(f"sample {B}, 32 tokens, {steps} steps", {"sacglam": sampler(buffer, 32)},
-            floor=gather_floor(work))  # fmt: skip
+    methods = {"sacglam": sampler(buffer, 32)} | {n: p.sample for n, p in peers.items()}
+    case = f"sample {B}, 32 tokens, {steps} steps"
+    compare(case, methods, floor=gather_floor(work), clock=CPU)
 
 
 @pytest.mark.parametrize("tokens", [32, 128, 512, 2048])
 def test_length(compare, quick, tokens):
     work = Workload(5_000 if quick else 25_000, tokens)
     buffer, _ = ours(work)
-    compare(f"sample {B}, {tokens} tokens", {"sacglam": sampler(buffer, tokens)},
-            floor=gather_floor(work))  # fmt: skip
+    compare(
+        f"sample {B}, {tokens} tokens, {work.steps} steps",
+        {"sacglam": sampler(buffer, tokens)}
+        | {name: peer.sample for name, peer in installed(work, "python list").items()},
+        floor=gather_floor(work),
+        clock=CPU,
+    )

@@ -18,6 +18,17 @@ namespace sacglam {
 namespace py = pybind11;
 using namespace replay;
 
+// For a message, in ASCII. What cannot be shown (an integer of 5000 digits cannot) is named.
+inline std::string shown(const py::handle& value) {
+  const auto ascii = py::reinterpret_steal<py::object>(PyObject_ASCII(value.ptr()));
+  if (!ascii) {
+    PyErr_Clear();
+    return "a value of " + py::str(py::type::of(value)).cast<std::string>();
+  }
+  const auto text = ascii.cast<std::string>();
+  return text.size() <= 200 ? text : text.substr(0, 200) + "...";
+}
+
 inline std::int64_t to_int(const py::handle& value, const char* name, std::int64_t low,
                            std::int64_t high) {
   const auto whole = py::reinterpret_steal<py::object>(
@@ -31,7 +42,7 @@ inline std::int64_t to_int(const py::handle& value, const char* name, std::int64
   const long long out = PyLong_AsLongLongAndOverflow(whole.ptr(), &overflow);
   if (overflow != 0 || out < low || out > high) {
     throw ReplayFault(std::string(name) + " must be in [" + std::to_string(low) + ", " +
-                      std::to_string(high) + "], got " + py::str(whole).cast<std::string>());
+                      std::to_string(high) + "], got " + shown(whole));
   }
   return out;
 }
@@ -57,9 +68,20 @@ bool is_type(const py::array& a) {
 }
 
 template <class T>
-bool is_plain(const py::array& a) {
-  return is_type<T>(a) && (a.flags() & py::array::c_style) != 0;
+bool is_aligned(const py::array& a) {
+  return reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) == 0;
 }
+
+template <class T>
+bool is_plain(const py::array& a) {
+  return is_type<T>(a) && (a.flags() & py::array::c_style) != 0 && is_aligned<T>(a);
+}
+
+// Any array as one of T, copied where it is of another type or not aligned.
+constexpr int kCast = static_cast<int>(py::array::forcecast) |
+                      static_cast<int>(py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+template <class T>
+using Cast = py::array_t<T, kCast>;
 
 inline py::array to_array(const py::handle& value, const char* name) {
   py::array a;
@@ -72,6 +94,11 @@ inline py::array to_array(const py::handle& value, const char* name) {
   if (a.ndim() != 1) {
     throw ReplayFault(std::string(name) + " must have one dimension, got " +
                       std::to_string(a.ndim()));
+  }
+  // A view may claim any size; copying it would ask the system for all of that.
+  if (static_cast<std::size_t>(a.size()) > InternTable::kMaxSize) {
+    throw ReplayFault(std::string(name) + " has " + std::to_string(a.size()) +
+                      " entries, at most 2^30 can be taken");
   }
   return a;
 }
@@ -93,9 +120,8 @@ std::vector<T> to_ints(const py::handle& value, const char* name) {
   }
   std::vector<T> out(size);
   const bool wide = kind == 'u' && a.itemsize() == 8;
-  const auto wide_values = wide ? py::array_t<std::uint64_t, py::array::forcecast>(a)
-                                : py::array_t<std::uint64_t, py::array::forcecast>();
-  const auto values = py::array_t<std::int64_t, py::array::forcecast>(a);
+  const auto wide_values = wide ? Cast<std::uint64_t>(a) : Cast<std::uint64_t>();
+  const auto values = Cast<std::int64_t>(a);
   for (std::size_t i = 0; i < size; ++i) {
     const std::int64_t v = values.at(static_cast<py::ssize_t>(i));
     const bool too_wide = wide && wide_values.at(static_cast<py::ssize_t>(i)) > INT64_MAX;
@@ -122,7 +148,7 @@ std::vector<T> to_reals(const py::handle& value, const char* name) {
     throw ReplayFault(std::string(name) + " must hold real numbers, got dtype " +
                       py::str(a.dtype()).cast<std::string>());
   }
-  const auto values = py::array_t<double, py::array::forcecast>(a);
+  const auto values = Cast<double>(a);
   std::vector<T> out(size);
   for (std::size_t i = 0; i < size; ++i) {
     out[i] = static_cast<T>(values.at(static_cast<py::ssize_t>(i)));
@@ -139,7 +165,7 @@ inline std::vector<double> to_doubles(const py::handle& value, const char* name)
 
 inline std::vector<Op> to_ops(const py::handle& value, bool nested) {
   const auto fail = [&](const std::string& why) {
-    throw ReplayFault("template: " + why + " in " + py::repr(value).cast<std::string>());
+    throw ReplayFault("template: " + why + " in " + shown(value));
   };
   if (!PyList_Check(value.ptr()) && !PyTuple_Check(value.ptr())) fail("a list of parts is needed");
   std::vector<Op> ops;
@@ -147,6 +173,7 @@ inline std::vector<Op> to_ops(const py::handle& value, bool nested) {
     if (!PyTuple_Check(part.ptr()) && !PyList_Check(part.ptr())) fail("each part must be a tuple");
     const auto item = py::reinterpret_borrow<py::sequence>(part);
     if (item.size() == 0 || !py::isinstance<py::str>(item[0])) fail("a part begins with its name");
+    if (!PyUnicode_IS_ASCII(py::object(item[0]).ptr())) fail("unknown part");
     const auto name = item[0].cast<std::string>();
     const auto arity = [&](std::size_t n) {
       if (item.size() != n) {
@@ -210,7 +237,7 @@ T* writable(const py::handle& value, const char* name, std::size_t need) {
   if (a.ndim() != 1) refuse("must have one dimension");
   if ((a.flags() & py::array::c_style) == 0) refuse("must be contiguous");
   if (!a.writeable()) refuse("must be writable");
-  if (reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) != 0) refuse("must be aligned");
+  if (!is_aligned<T>(a)) refuse("must be aligned");
   if (static_cast<std::size_t>(a.size()) < need) {
     refuse("has " + std::to_string(a.size()) + " entries, " + std::to_string(need) + " are needed");
   }

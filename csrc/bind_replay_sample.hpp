@@ -143,15 +143,17 @@ inline py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, cons
   const GoalHook hook = to_hook(ask);
   thread_local Plan scratch;
   Plan own;
-  const py::gil_scoped_release release;
-  buffer.sample(
-      rows, beta, hook ? own : scratch,
-      [&](const Plan& plan) {
-        to.require_room(plan.prompt_tokens, plan.next_tokens);
-        return to.arrays;
-      },
-      hook);
-  return given;
+  {
+    const py::gil_scoped_release release;
+    buffer.sample(
+        rows, beta, hook ? own : scratch,
+        [&](const Plan& plan) {
+          to.require_room(plan.prompt_tokens, plan.next_tokens);
+          return to.arrays;
+        },
+        hook);
+  }
+  return given;  // counts a reference, which needs the GIL
 }
 
 // The same from batches that are drawn ahead.
@@ -168,12 +170,14 @@ inline py::tuple sample_ahead(Prefetcher& ahead, const py::object& batch_size,
   }
   const auto given = out.cast<py::tuple>();
   const GivenArrays to(given, rows);
-  const py::gil_scoped_release release;
-  batch = ahead.next(rows, beta, [&](const OwnedBatch& ready) {
-    to.require_room(ready.prompt_tokens, ready.next_tokens);
-  });
-  batch.copy_to(to.arrays);
-  return given;
+  {
+    const py::gil_scoped_release release;
+    batch = ahead.next(rows, beta, [&](const OwnedBatch& ready) {
+      to.require_room(ready.prompt_tokens, ready.next_tokens);
+    });
+    batch.copy_to(to.arrays);
+  }
+  return given;  // counts a reference, which needs the GIL
 }
 
 }  // namespace sacglam

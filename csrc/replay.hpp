@@ -68,6 +68,7 @@ class ReplayBuffer {
   }
   void set_template(std::vector<Op> ops) {
     const std::lock_guard lock(writers(intern_));
+    adopt_literals(ops, owned_->tables);
     owned_->set_form(Template(std::move(ops), owned_->tables), reclaimer_);
     versions_.fetch_add(1, std::memory_order_release);
     reclaimer_.collect();

@@ -15,6 +15,14 @@ struct Op {
   std::vector<Op> body = {};  // kHistory alone
 };
 
+// Of views: texts that another process has interned become known here.
+inline void adopt_literals(const std::vector<Op>& ops, Tables& tables) {
+  for (const Op& op : ops) {
+    if (op.kind == Op::kLiteral || op.kind == Op::kActions) tables.texts.adopt(op.arg);
+    adopt_literals(op.body, tables);
+  }
+}
+
 class Template {
  public:
   Template() = default;

@@ -43,6 +43,8 @@ GOOD = {
         ("observations", np.zeros(3)), ("observations", np.zeros((3, 1), np.int32)),
         ("observations", None), ("observations", [[0], [1, 2]]), ("observations", [0, 1, 2**70]),
         ("observations", np.array([0, 1, 2**64 - 1], np.uint64)), ("observations", object()),
+        ("observations", np.broadcast_to(np.int32(0), (2**40,))),
+        ("rewards", np.broadcast_to(np.float16(0), (2**45,))),
         ("candidates", [0, 1, 2]), ("candidates", [0, 1]), ("candidates", [True, False, True]),
         ("actions", [2, 0]), ("actions", [1, 1]), ("actions", [-1, 0]), ("actions", []),
         ("actions", [1]), ("actions", [1, 0, 0]), ("actions", np.array([1, 0], np.float32)),
@@ -63,6 +65,22 @@ def test_a_bad_episode_is_refused_and_leaves_no_trace(field, value):
     with pytest.raises(ReplayError):
         buffer.add_episode(**(GOOD | {field: value}))
     assert buffer.stats() == twin.stats()
+    for a, b in zip(buffer.sample(16), twin.sample(16), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["i4", "i8", "u8", "f4", "f8"])
+def test_arrays_that_are_not_aligned_are_read_all_the_same(dtype):
+    buffer, twin = make(), make()
+    twin.add_episode(**GOOD)
+    size = np.dtype(dtype).itemsize
+    odd = {}
+    for field, value in GOOD.items():
+        if isinstance(value, list) and (field == "rewards") == (dtype[0] == "f"):
+            a = np.frombuffer(bytearray(size * len(value) + 1), np.uint8)[1:].view(dtype)
+            a[:] = value
+            odd[field] = a
+    buffer.add_episode(**(GOOD | odd))
     for a, b in zip(buffer.sample(16), twin.sample(16), strict=True):
         assert a.tobytes() == b.tobytes()
 
@@ -91,8 +109,11 @@ def test_messages_name_what_to_do():
         {"capacity": 0}, {"capacity": -1}, {"capacity": 2**63}, {"capacity": 10.0},
         {"n_step": 0}, {"n_step": 2**40}, {"gamma": 1.5}, {"gamma": float("nan")},
         {"her_ratio": -0.1}, {"her_ratio": float("inf")}, {"her_reward": float("nan")},
-        {"her_balance": "goal"}, {"her_random": -0.1}, {"her_random": 2}, {"her_strategy": None}, {"seed": -1}, {"seed": 2**64},
-        {"gamma": "0.9"}, {"n_step": True},
+        {"her_balance": "goal"}, {"her_balance": np.array([])}, {"her_strategy": None},
+        {"her_random": -0.1}, {"her_random": 2},
+        {"seed": -1}, {"seed": 2**64},
+        {"gamma": "0.9"}, {"n_step": True}, {"gamma": 10**400}, {"seed": 10**5000},
+        {"shared": "\ud800"}, {"shared": 3}, {"shared": "x", "shared_texts": "y"},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(kw):
@@ -119,7 +140,7 @@ def test_bad_candidate_sets_are_refused(ids):
         [("literal", -1)], [("literal", "a")], [("actions",)], [("actions", 99)], [("action",)],
         [("history", 0, [("observation",)])], [("history", 2, [])], [("history", 2, None)],
         [("history", 2, [("goal",)])], [("history", 2, [("history", 1, [("action",)])])],
-        [("history", 2**40, [("action",)])], [()], [(3,)],
+        [("history", 2**40, [("action",)])], [()], [(3,)], [("\ud800",)],
     ],
 )  # fmt: skip
 def test_bad_templates_are_refused_and_the_old_one_stays(ops):
@@ -143,7 +164,10 @@ def test_bad_running_episodes_are_refused(args):
         make().assemble(*args)
 
 
-@pytest.mark.parametrize("size", [0, -1, 2**24 + 1, 2**70, 1.0, "3", None, True])
+@pytest.mark.parametrize(
+    "size",
+    [0, -1, 2**24 + 1, 2**70, pytest.param(10**5000, id="huge"), 1.0, "3", None, True],
+)
 def test_bad_batch_sizes_are_refused(size):
     buffer = make()
     buffer.add_episode(**GOOD)
@@ -223,6 +247,17 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     buffer.save(path)
     buffer.save(path)
     assert sorted(os.listdir(tmp_path)) == ["b.replay", "target"]
+
+
+@pytest.mark.parametrize("path", ["a\0b", b"a\0b", "\0", "", "\ud800", 3, None])
+def test_bad_paths_are_refused_and_name_no_other_file(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    buffer = make()
+    buffer.add_episode(**GOOD)
+    for call in (buffer.save, buffer.load):
+        with pytest.raises(CheckpointError):
+            call(path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_for_a_larger_buffer_keeps_the_newest_or_is_refused(tmp_path):

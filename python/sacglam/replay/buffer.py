@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sacglam import _C
 from sacglam.errors import ReplayError
 from sacglam.replay.batch import Batch
-from sacglam.replay.checks import integer, real
+from sacglam.replay.checks import integer, path_bytes, real, shared_name, shown
 from sacglam.replay.process import Closed, prefetching, shared_buffers
 from sacglam.replay.relabel import GoalHook, ask
 from sacglam.replay.settings import checked_settings, native_settings
@@ -144,7 +144,7 @@ class ReplayBuffer:
         self.seed = integer("seed", seed, 0, 2**64 - 1)
         self.prefetch = integer("prefetch", prefetch, 0, 1024)
         if goals is not None and not callable(goals):
-            raise ReplayError(f"goals must be a function of a GoalRequest, got {goals!r}")
+            raise ReplayError(f"goals must be a function of a GoalRequest, got {shown(goals)}")
         if goals is not None and prefetch:
             raise ReplayError("prefetch draws batches without Python: it cannot call goals=")
         self._goals = goals
@@ -157,14 +157,13 @@ class ReplayBuffer:
             self._native = _C.Replay(native_settings(self._settings), self.seed)
             self._start_ahead()
             return
-        if not isinstance(shared, str):
-            raise ReplayError(f"shared must be a name, got {shared!r}")
-        texts = max(65536, 2 * self.capacity) if shared_texts is None else shared_texts
+        if shared_texts is None:
+            shared_texts = min(max(65536, 2 * self.capacity), 2**30)
         self._native = _C.Replay.create(
-            shared,
+            shared_name(shared),
             native_settings(self._settings),
             self.seed,
-            integer("shared_texts", min(texts, 2**30), 16, 2**30),
+            integer("shared_texts", shared_texts, 16, 2**30),
             integer("shared_bytes", shared_bytes, 2**20, 2**37),
         )
         self._start_ahead()
@@ -190,9 +189,7 @@ class ReplayBuffer:
         Raises:
             ReplayError: there is no such buffer, or it belongs to another version of sacglam.
         """
-        if not isinstance(name, str):
-            raise ReplayError(f"name must be a string, got {name!r}")
-        native = _C.Replay.attach(name)
+        native = _C.Replay.attach(shared_name(name))
         given = {**native.settings(), "seed": native.seed(), **settings}
         for fixed in ("shared", "shared_texts", "shared_bytes"):
             if fixed in settings:
@@ -406,7 +403,7 @@ class ReplayBuffer:
         Raises:
             CheckpointError: it could not be written; what `path` held before is untouched.
         """
-        self._native.save(os.fsencode(path))
+        self._native.save(path_bytes(path))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replace the contents by those of a saved buffer; sampling continues where it was.
@@ -426,7 +423,7 @@ class ReplayBuffer:
             CheckpointError: missing, damaged, foreign or unfit; the buffer is as it was.
             ReplayError: a shared buffer holds episodes.
         """
-        self._native.load(os.fsencode(path))
+        self._native.load(path_bytes(path))
 
     def stats(self) -> dict[str, int | float]:
         """steps, episodes, evicted_steps, goals (achieved in the buffer), bytes (of all native

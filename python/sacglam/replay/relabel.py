@@ -61,8 +61,10 @@ def ask(hook: GoalHook, *arrays: NDArray[Any]) -> Answer:
 def _array(name: str, value: Any, kinds: str, shape: tuple[int, ...]) -> NDArray[Any]:
     try:
         array = np.asarray(value)
-    except ValueError as error:
-        raise ReplayError(f"the goals hook returned {name} of unequal lengths: {error}") from error
+    except Exception as error:  # unequal lengths, or whatever an object's own conversion raises
+        raise ReplayError(
+            f"the goals hook returned {name} that numpy cannot read as an array: {error}"
+        ) from error
     wanted = {"iu": "integers", "b": "bools", "fiu": "real numbers"}[kinds]
     if array.dtype.kind not in kinds or array.shape != shape:
         raise ReplayError(

@@ -1,0 +1,155 @@
+"""Producers, samplers, interning, saving and loading in threads of one process, and a forked
+producer beside them, for a while. Run by test_replay_fuzz.py under the thread sanitizer; by hand:
+
+    python tests/replay/threads_replay.py --seconds 60 [--extension PATH]
+
+Exits with 1 when a row is not of one episode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hostile import use_extension
+
+KEYS, LENGTH = 30, 5
+
+
+class Ground:
+    """A buffer whose episodes are about one key each, which all their tokens name."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+        self.goals = [buffer.intern_text([k]) for k in range(KEYS)]
+        self.texts = [[buffer.intern_text([k, t]) for t in range(LENGTH + 1)] for k in range(KEYS)]
+        self.actions = buffer.intern_candidates(self.goals[:2])
+        buffer.set_template([("goal",), ("observation",)])
+
+    def add(self, k: int) -> None:
+        self.buffer.add_episode(
+            self.goals[k], self.texts[k], [self.actions] * (LENGTH + 1), [0] * LENGTH,
+            [0.0] * LENGTH, True, False, range(LENGTH + 1), [self.goals[k]] * LENGTH,
+        )  # fmt: skip
+
+    def sample(self, out: Any) -> None:
+        batch = self.buffer.sample(32, out=out)
+        if self.buffer.sampling == "prioritised":
+            self.buffer.update_priorities(batch.key, 1.0 + batch.step)
+        prompt = batch.prompt_ids.reshape(-1, 3)
+        following = batch.next_prompt_ids.reshape(-1, 3)
+        sound = (prompt[:, 0] == prompt[:, 1]) & (following[:, 0] == prompt[:, 0])
+        sound &= (following[:, 1] == prompt[:, 1]) & (prompt[:, 2] == batch.step)
+        sound &= following[:, 2] == batch.step + batch.steps
+        assert sound.all(), "a row is not of one episode"
+
+
+def run(buffer: Any, seconds: float, folder: Path) -> int:
+    """Rows sampled."""
+    from sacglam.replay import Batch, ReplayBuffer
+
+    ground = Ground(buffer)
+    ground.add(0)
+    end = time.monotonic() + seconds
+    failures: list[BaseException] = []
+    counts = [0, 0]
+
+    def repeat(call: Any) -> threading.Thread:
+        def loop() -> None:
+            try:
+                for n in itertools.count():
+                    if time.monotonic() > end or failures:
+                        return
+                    call(n)
+            except BaseException as error:
+                traceback.print_exc()
+                failures.append(error)
+
+        return threading.Thread(target=loop)
+
+    def sampling(which: int) -> Any:
+        out = Batch.allocate(32, 96, 96)
+
+        def sample(_: int) -> None:
+            ground.sample(out)
+            counts[which] += 32
+
+        return sample
+
+    def look(n: int) -> None:
+        buffer.stats()
+        len(buffer)
+        buffer.text(n % KEYS)
+        buffer.intern_text([10_000 + n % 1000])
+        buffer.assemble(ground.goals[0], ground.texts[0][:1], [ground.actions], [], 0)
+        if n % 50 == 0:
+            ground.buffer.set_template([("goal",), ("observation",)])
+
+    def save(n: int) -> None:
+        buffer.save(folder / "a")
+        if n % 5 == 0:
+            other = ReplayBuffer(100)
+            other.load(folder / "a")
+            if len(other) > 0:  # all may be evicted while a save waits for its turn
+                Ground(other).sample(None)
+        if buffer.name is None and n % 7 == 0:  # a shared one takes a file only while it is empty
+            buffer.load(folder / "a")
+        time.sleep(0.01)
+
+    threads = [repeat(lambda n, k=k: ground.add((n * 7 + k) % KEYS)) for k in range(2)]
+    threads += [repeat(sampling(0)), repeat(sampling(1)), repeat(look), repeat(save)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return sum(counts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--extension")
+    args = parser.parse_args()
+    use_extension(args.extension)
+    from sacglam.replay import ReplayBuffer
+
+    rows = 0
+    with tempfile.TemporaryDirectory(prefix="sacglam-threads-") as folder:
+        kinds: list[dict[str, Any]] = [
+            {"her_balance": "events"},
+            {"her_balance": "goals", "prefetch": 2},
+            {"sampling": "prioritised"},
+        ]
+        for kind in kinds:
+            private = ReplayBuffer(40 * LENGTH, **kind)
+            rows += run(private, args.seconds / 6, Path(folder))
+            private.close()
+            name = f"threads-{os.getpid()}-{len(kind)}"
+            with ReplayBuffer(40 * LENGTH, shared=name, **kind) as shared:
+                child = os.fork()
+                if child == 0:
+                    ground = Ground(shared)
+                    for n in itertools.count():
+                        ground.add(n % KEYS)
+                        time.sleep(0.001)
+                try:
+                    rows += run(shared, args.seconds / 6, Path(folder))
+                finally:
+                    os.kill(child, 9)
+                    os.waitpid(child, 0)
+    print(f"rows {rows} wrong 0")
+    return 0 if rows > 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
