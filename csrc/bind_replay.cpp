@@ -12,10 +12,12 @@ constexpr const char* kLongEpisodes[] = {"refuse", "split"};
 
 Settings settings_of(std::int64_t capacity, std::int32_t n_step, double gamma,
                      const std::string& strategy, double ratio, double random,
-                     const std::string& balance, float reward, const std::string& sampling, const std::string& long_episodes,
-                     double exponent, double beta, double epsilon) {
+                     const std::string& balance, float reward, const std::string& sampling,
+                     const std::string& long_episodes, double exponent, double beta, double epsilon,
+                     std::int64_t capacity_bytes) {
   Settings s;
   s.capacity = capacity;
+  s.capacity_bytes = capacity_bytes;
   s.n_step = n_step;
   s.gamma = gamma;
   s.her_ratio = ratio;
@@ -38,7 +40,8 @@ Settings settings_of(std::int64_t capacity, std::int32_t n_step, double gamma,
   const auto within = [](double value, double high) { return value >= 0.0 && value <= high; };
   s.balance = static_cast<Balance>(named("her_balance", balance, kBalances));
   if (capacity < 1 || capacity > (std::int64_t{1} << 40) || n_step < 1 || !(gamma >= 0.0) ||
-      gamma > 1.0 || !within(ratio, 1.0) || !within(random, 1.0) || !std::isfinite(reward) ||
+      gamma > 1.0 || !std::isfinite(reward) || capacity_bytes < 0 ||
+      capacity_bytes > (std::int64_t{1} << 50) || !within(ratio, 1.0) || !within(random, 1.0) ||
       !within(exponent, 10.0) || !within(beta, 10.0) || !within(epsilon, 1e30)) {
     throw ReplayFault("a setting of the replay buffer is out of range");
   }
@@ -50,9 +53,19 @@ Settings settings_of(std::int64_t capacity, std::int32_t n_step, double gamma,
   return s;
 }
 
+// Another process may hold, or be about to use, any id: nobody can know when a text is free.
+void require_shareable(const Settings& settings) {
+  if (settings.capacity_bytes > 0) {
+    throw ReplayFault(
+        "capacity_bytes frees texts, which needs a buffer of one process; shared_bytes bounds the "
+        "texts of a shared one");
+  }
+}
+
 // On shared memory: a new one, the existing one of that name, or the one that another object has.
 std::unique_ptr<ReplayBuffer> create(const std::string& name, const Settings& settings,
                                      std::uint64_t seed, std::int64_t texts, std::int64_t bytes) {
+  require_shareable(settings);
   return std::make_unique<ReplayBuffer>(settings, seed,
                                         SharedLog::create(name, settings, seed, {texts, bytes}));
 }
@@ -66,6 +79,7 @@ std::unique_ptr<ReplayBuffer> attach(const std::string& name) {
 
 std::unique_ptr<ReplayBuffer> with_settings(const ReplayBuffer& buffer, const Settings& settings,
                                             std::uint64_t seed) {
+  require_shareable(settings);
   return std::make_unique<ReplayBuffer>(settings, seed, buffer.log()->reattach());
 }
 
@@ -74,6 +88,7 @@ py::dict settings_dict(const ReplayBuffer& buffer) {
   py::dict d;
   d["capacity"] = s.capacity;
   d["n_step"] = s.n_step;
+  d["capacity_bytes"] = s.capacity_bytes > 0 ? py::object(py::int_(s.capacity_bytes)) : py::none();
   d["gamma"] = s.gamma;
   d["her_strategy"] = kStrategies[static_cast<std::size_t>(s.strategy)];
   d["her_ratio"] = s.her_ratio;
@@ -192,6 +207,7 @@ void bind_replay(py::module_& m) {
         d["evicted_steps"] = s.evicted_steps;
         d["goals"] = s.goals;
         d["bytes"] = s.bytes;
+        d["content_bytes"] = s.content_bytes;
         d["shared_bytes"] = s.shared_bytes;
         d["bytes_per_step"] =
             s.steps == 0 ? 0.0 : static_cast<double>(s.bytes) / static_cast<double>(s.steps);

@@ -24,7 +24,8 @@ enum class Sampling : std::uint32_t { kTransitions, kEpisodes, kPrioritised };
 enum class LongEpisodes : std::uint32_t { kRefuse, kSplit };
 
 struct Settings {
-  std::int64_t capacity = 0;  // transitions
+  std::int64_t capacity = 0;        // transitions
+  std::int64_t capacity_bytes = 0;  // of them and their texts, which are freed then; 0: no limit
   std::int32_t n_step = 1;
   double gamma = 1.0;
   Strategy strategy = Strategy::kNone;

@@ -104,7 +104,8 @@ static_assert(std::is_trivially_copyable_v<FileHeader> && sizeof(FileHeader) == 
 static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian");
 
 constexpr char kMagic[8] = {'S', 'A', 'C', 'G', 'R', 'P', 'L', '\n'};
-// 2: labels of episodes; tables may have holes. 3: priorities. Older ones are still read.
+// 2: labels of episodes; tables may have holes. 3: priorities; lists
+// that were freed are left out. Older ones are still read.
 constexpr std::uint32_t kVersion = 3;
 
 inline std::uint64_t header_checksum(const FileHeader& header) {

@@ -41,19 +41,26 @@ class Reclaimer {
  public:
   class Guard {
    public:
-    explicit Guard(const Reclaimer& r) : readers_(r.readers_) {
-      readers_.fetch_add(1, std::memory_order_seq_cst);
+    explicit Guard(const Reclaimer& r) {
+      for (;;) {
+        const std::size_t side = r.side_.load(std::memory_order_seq_cst);
+        readers_ = &r.readers_[side];
+        readers_->fetch_add(1, std::memory_order_seq_cst);
+        // Looked at again after it counts: whoever turned the side meanwhile may not wait for it.
+        if (r.side_.load(std::memory_order_seq_cst) == side) break;
+        readers_->fetch_sub(1, std::memory_order_release);
+      }
       // Pairs with the fence in collect(): either it sees this reader, or this reader's loads
       // see the pointers that replaced what collect() frees.
       std::atomic_thread_fence(std::memory_order_seq_cst);
     }
     // Release: what this reader did happens before a collect() that sees it gone.
-    ~Guard() { readers_.fetch_sub(1, std::memory_order_release); }
+    ~Guard() { readers_->fetch_sub(1, std::memory_order_release); }
     Guard(const Guard&) = delete;
     Guard& operator=(const Guard&) = delete;
 
    private:
-    std::atomic<std::int64_t>& readers_;
+    std::atomic<std::int64_t>* readers_ = nullptr;
   };
 
   // `memory` must already be unreachable for readers that come from now on.
@@ -65,18 +72,30 @@ class Reclaimer {
 
   void collect() {
     if (!pending_.load(std::memory_order_relaxed)) return;
-    std::vector<std::shared_ptr<const void>> free_now;
+    Memory free_now, free_too;
     const std::lock_guard lock(mutex_);
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (readers_.load(std::memory_order_acquire) != 0) return;
-    free_now.swap(retired_);
-    pending_.store(false, std::memory_order_relaxed);
+    const std::size_t side = side_.load(std::memory_order_relaxed);
+    // What waits was retired before the side was turned. Who came since, to this side, read it
+    // after the turn (seq_cst) and so finds what replaced the memory; those before are counted on
+    // the other side. So readers that come all the time do not keep anything for ever.
+    if (readers_[1 - side].load(std::memory_order_acquire) != 0) return;
+    free_now.swap(waiting_);
+    waiting_.swap(retired_);
+    side_.store(1 - side, std::memory_order_seq_cst);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (readers_[side].load(std::memory_order_acquire) == 0) free_too.swap(waiting_);
+    pending_.store(!waiting_.empty(), std::memory_order_relaxed);
   }
 
  private:
-  mutable std::atomic<std::int64_t> readers_{0};
-  std::mutex mutex_;  // among writers
-  std::vector<std::shared_ptr<const void>> retired_;
+  using Memory = std::vector<std::shared_ptr<const void>>;
+
+  mutable std::atomic<std::int64_t> readers_[2] = {0, 0};
+  std::atomic<std::size_t> side_{0};  // where readers count themselves now
+  std::mutex mutex_;                  // among writers
+  Memory retired_;                    // since the last turn
+  Memory waiting_;                    // before it
   std::atomic<bool> pending_{false};
 };
 

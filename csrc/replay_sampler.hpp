@@ -396,6 +396,9 @@ class Sampler {
     PlannedRow& row = a.row;
     row.prompt_tokens = form_.emit(tables_, steps, row.step, row.goal, out.prompt_spans);
     row.next_tokens = form_.emit(tables_, steps, row.step + row.steps, row.goal, out.next_spans);
+    // A goal of another episode's may have been freed with that one; ids are not used again, so
+    // that what is there now was there above.
+    if (tables_.texts[row.goal].data == nullptr) return false;
     // One check covers rows, events and history: an episode is evicted as a whole.
     if (!store_.episodes().still_live(a.draw.id)) return false;
     out.prompt_tokens += row.prompt_tokens;

@@ -1,12 +1,15 @@
 // Everything that a checkpoint holds, and how it is written and read.
 #pragma once
 
+#include <climits>
 #include <memory>
 #include <mutex>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "replay_file.hpp"
+#include "replay_lifetimes.hpp"
 #include "replay_sampler.hpp"
 
 namespace sacglam::replay {
@@ -15,16 +18,19 @@ struct State {
   // With sources, the tables are views of them.
   State(const Settings& settings, std::uint64_t first_seed, Reclaimer& reclaimer,
         TableSource* texts = nullptr, TableSource* sets = nullptr)
-      : tables(reclaimer, texts, sets),
+      : tables(reclaimer, texts, sets, settings.capacity_bytes > 0),
         form(std::make_shared<Template>()),
         store(settings, reclaimer),
-        seed(first_seed) {
+        seed(first_seed),
+        capacity_bytes(static_cast<std::size_t>(settings.capacity_bytes)) {
+    if (capacity_bytes > 0) lives = std::make_unique<Lifetimes>(tables);
     current_form.store(form.get(), std::memory_order_release);
   }
   Tables tables;
   std::shared_ptr<const Template> form;                // the writer's
   std::atomic<const Template*> current_form{nullptr};  // the readers'
   Store store;
+  std::unique_ptr<Lifetimes> lives;  // null: texts are never freed
   std::uint64_t seed;
   std::uint64_t epoch = 0;                         // how often keys in use were made stale by load
   std::atomic<std::uint64_t> batches{0};           // the sampling counter
@@ -33,11 +39,61 @@ struct State {
   std::atomic<std::uint64_t> stale_priorities{0};  // updates of what was gone, likewise
   std::atomic<std::uint64_t> redrawn_rows{0};      // overtaken by a writer, since creation or load
 
+  const std::size_t capacity_bytes;  // 0: no limit
+
+  // ---- with a limit; under both mutexes
+
+  std::size_t content_bytes() const {
+    return store.content_bytes() + tables.texts.live_bytes() + tables.sets.live_bytes();
+  }
+  // Frees what nothing needs; then, while there is no room for `more`, the oldest episodes go, all
+  // but one. Whether there is room.
+  bool make_room(std::size_t more) {
+    lives->sweep(store.episodes().head());
+    while (content_bytes() + more > capacity_bytes) {
+      if (!store.evict()) return false;
+      lives->sweep(store.episodes().head());
+    }
+    return true;
+  }
+  // What an episode takes if it is all that is stored.
+  std::size_t bytes_of(const EpisodeInput& input) const;
+
   void set_form(Template next, Reclaimer& reclaimer) {
+    if (lives) lives->hold(next.ops(), store.episodes().next());
     auto replacement = std::make_shared<const Template>(std::move(next));
     current_form.store(replacement.get(), std::memory_order_release);
     std::swap(form, replacement);
     reclaimer.retire(std::move(replacement));
+  }
+};
+
+inline std::size_t State::bytes_of(const EpisodeInput& input) const {
+  std::unordered_set<std::int32_t> texts(input.observations.begin(), input.observations.end());
+  texts.insert(input.goal);
+  texts.insert(input.achieved.begin(), input.achieved.end());
+  std::size_t bytes = sizeof(Episode) + store.bytes_of(input.actions.size(), input.achieved.size());
+  for (const std::int32_t id :
+       std::unordered_set<std::int32_t>(input.candidates.begin(), input.candidates.end())) {
+    const Span set = tables.sets[id];
+    bytes += InternTable::bytes_of(set.size);
+    texts.insert(set.data, set.data + set.size);
+  }
+  for (const std::int32_t id : texts) bytes += InternTable::bytes_of(tables.texts[id].size);
+  return bytes;
+}
+
+// The lists of a table that a checkpoint holds, and the last use of each; only their end where
+// none is freed.
+struct TableSnapshot {
+  std::int32_t end;  // the next id
+  std::vector<std::pair<std::int32_t, std::uint64_t>> lists;
+
+  template <class LastUse>
+  TableSnapshot(const InternTable& table, const LastUse& last_use) : end(table.size()) {
+    for (std::int32_t id = 0; table.frees() && id < end; ++id) {
+      if (table.contains(id)) lists.emplace_back(id, last_use(id));
+    }
   }
 };
 
@@ -47,6 +103,8 @@ struct Snapshot {
   std::uint64_t batches, sampled_rows, relabeled_rows;
   std::vector<std::int32_t> active_order;
   std::uint64_t largest_priority;
+  std::vector<Op> ops;  // read before the tables are: what it names is in them
+  TableSnapshot texts, sets;
 
   explicit Snapshot(const State& state)
       : first_episode(state.store.episodes().head()),
@@ -58,21 +116,36 @@ struct Snapshot {
         sampled_rows(state.sampled_rows.load(std::memory_order_relaxed)),
         relabeled_rows(state.relabeled_rows.load(std::memory_order_relaxed)),
         active_order(state.store.active_order()),
-        largest_priority(state.store.priorities() ? state.store.priorities()->largest() : 0) {}
+        largest_priority(state.store.priorities() ? state.store.priorities()->largest() : 0),
+        ops(state.current_form.load(std::memory_order_acquire)->ops()),
+        texts(state.tables.texts,
+              [&](std::int32_t id) { return state.lives ? state.lives->last_use_of_text(id) : 0; }),
+        sets(state.tables.sets,
+             [&](std::int32_t id) { return state.lives ? state.lives->last_use_of_set(id) : 0; }) {}
 };
 
-// In place of a list's size: an id that nobody was given (its process died; see SharedTable).
+// In place of a list's size, in files before version 3: an id that nobody was given.
 constexpr std::uint64_t kHole = ~std::uint64_t{0};
 
-inline void write_table(const InternTable& table, Writer& writer) {
-  const std::int32_t size = table.size();
-  writer.put<std::uint64_t>(static_cast<std::uint64_t>(size));
-  for (std::int32_t id = 0; id < size; ++id) {
+// Beside writers: a list that was freed meanwhile belongs to episodes that are gone as well.
+inline void write_table(const InternTable& table, const TableSnapshot& snapshot, Writer& writer) {
+  struct List {
+    std::int32_t id;
+    std::uint64_t last_use;
+    Span span;
+  };
+  std::vector<List> there;
+  const auto look = [&](std::int32_t id, std::uint64_t last_use) {
     const Span span = table[id];
-    if (span.data == nullptr) {
-      writer.put(kHole);
-      continue;
-    }
+    if (span.data != nullptr) there.push_back({id, last_use, span});
+  };
+  for (const auto& [id, last_use] : snapshot.lists) look(id, last_use);
+  for (std::int32_t id = 0; !table.frees() && id < snapshot.end; ++id) look(id, 0);
+  writer.put<std::uint64_t>(there.size());
+  writer.put(snapshot.end);
+  for (const auto& [id, last_use, span] : there) {
+    writer.put(id);
+    writer.put(last_use);
     writer.put<std::uint64_t>(span.size);
     writer.put_array(span.data, span.size);
   }
@@ -136,6 +209,11 @@ inline bool write_episode(const Store& store, std::uint64_t id, Writer& writer) 
 // less those evicted while it copies.
 inline Bytes write_state(const State& state, const Snapshot& snapshot, const Settings& settings) {
   const Store& store = state.store;
+  // The tables first: the texts of an episode that is still there afterwards were there meanwhile.
+  Bytes tables;
+  Writer table_writer(tables);
+  write_table(state.tables.texts, snapshot.texts, table_writer);
+  write_table(state.tables.sets, snapshot.sets, table_writer);
   Bytes episodes;
   Writer body(episodes);
   std::uint64_t first = snapshot.first_episode;
@@ -160,9 +238,8 @@ inline Bytes write_state(const State& state, const Snapshot& snapshot, const Set
   writer.put(snapshot.batches);
   writer.put(snapshot.sampled_rows);
   writer.put(snapshot.relabeled_rows);
-  write_table(state.tables.texts, writer);
-  write_table(state.tables.sets, writer);
-  write_ops(state.current_form.load(std::memory_order_acquire)->ops(), writer);
+  out.insert(out.end(), tables.begin(), tables.end());
+  write_ops(snapshot.ops, writer);
   writer.put<std::uint32_t>(store.priorities() ? 1 : 0);
   writer.put(store.priorities() ? store.priorities()->alpha() : 0.0);
   writer.put(snapshot.largest_priority);
@@ -172,8 +249,10 @@ inline Bytes write_state(const State& state, const Snapshot& snapshot, const Set
   out.insert(out.end(), episodes.begin(), episodes.end());
   writer.put(static_cast<std::uint32_t>(settings.strategy));
   writer.put<std::uint32_t>(whole ? 1 : 0);
-  writer.put<std::uint64_t>(snapshot.active_order.size());
-  writer.put_array(snapshot.active_order.data(), snapshot.active_order.size());
+  // Of use with all of the episodes alone; and some of its goals may be gone otherwise.
+  const std::size_t goals = whole ? snapshot.active_order.size() : 0;
+  writer.put<std::uint64_t>(goals);
+  writer.put_array(snapshot.active_order.data(), goals);
   writer.put(snapshot.next_label);
   return out;
 }
@@ -210,34 +289,61 @@ inline void read_episode(Reader& reader, EpisodeInput& input) {
   }
 }
 
-inline std::int32_t mapped(const std::vector<std::int32_t>& ids, std::int32_t id) {
-  if (id < 0 || static_cast<std::size_t>(id) >= ids.size()) Reader::fail();
-  return ids[static_cast<std::size_t>(id)];
-}
+// What the ids of a file's table are here: others where a shared table already held something, or
+// where the file's had gaps and this one's ids have none.
+class IdMap {
+ public:
+  void add(std::int32_t file, std::int32_t here) { ids_.emplace_back(file, here); }
+  std::int32_t operator[](std::int32_t file) const {
+    const auto place = static_cast<std::size_t>(file);
+    if (file >= 0 && place < ids_.size() && ids_[place].first == file) return ids_[place].second;
+    const auto found = std::lower_bound(ids_.begin(), ids_.end(), std::pair{file, INT32_MIN});
+    if (found == ids_.end() || found->first != file) Reader::fail();
+    return found->second;
+  }
+  bool may_add(std::int32_t file) const { return ids_.empty() || ids_.back().first < file; }
 
-inline void map_literals(std::vector<Op>& ops, const std::vector<std::int32_t>& text_ids) {
+ private:
+  std::vector<std::pair<std::int32_t, std::int32_t>> ids_;  // ascending
+};
+
+inline void map_literals(std::vector<Op>& ops, const IdMap& text_ids) {
   for (Op& op : ops) {
-    if (op.kind == Op::kLiteral || op.kind == Op::kActions) op.arg = mapped(text_ids, op.arg);
+    if (op.kind == Op::kLiteral || op.kind == Op::kActions) op.arg = text_ids[op.arg];
     map_literals(op.body, text_ids);
   }
 }
 
-// A table of a file, interned here; what its ids are here, which differs where a shared table
-// already held something, or the file's had holes.
-inline std::vector<std::int32_t> read_table(Reader& reader, Tables& tables,
-                                            const std::vector<std::int32_t>* text_ids) {
-  std::vector<std::int32_t> here(reader.get_count(sizeof(std::uint64_t)), -1);
-  for (std::int32_t& id : here) {
+// Interns a table of a file here; `take(id, last_use)` is told each.
+template <class Take>
+IdMap read_table(Reader& reader, std::uint32_t version, Tables& tables, const IdMap* text_ids,
+                 const Take& take) {
+  InternTable& table = text_ids == nullptr ? tables.texts : tables.sets;
+  IdMap here;
+  const std::size_t lists = reader.get_count(sizeof(std::uint64_t));
+  const std::int32_t end = version < 3 ? 0 : reader.get<std::int32_t>();
+  for (std::size_t i = 0; i < lists; ++i) {
+    const auto file_id = version < 3 ? static_cast<std::int32_t>(i) : reader.get<std::int32_t>();
+    const auto last_use = version < 3 ? 0 : reader.get<std::uint64_t>();
     const auto size = reader.get<std::uint64_t>();
-    if (size == kHole) continue;
+    if (version < 3 && size == kHole) continue;
+    if (file_id < 0 || !here.may_add(file_id) || (version > 2 && file_id >= end) ||
+        last_use > (std::uint64_t{1} << 62)) {
+      Reader::fail();
+    }
+    if (table.frees()) table.skip_to(file_id);
     auto ids = reader.get_array<std::int32_t>(static_cast<std::size_t>(size));
+    std::int32_t id = -1;
     if (text_ids == nullptr) {
       id = tables.intern_text(ids.data(), ids.size());
     } else {
-      for (std::int32_t& text : ids) text = mapped(*text_ids, text);
+      for (std::int32_t& text : ids) text = (*text_ids)[text];
       id = tables.intern_candidates(ids.data(), ids.size());
     }
+    here.add(file_id, id);
+    take(id, last_use);
   }
+  if (table.frees() && version > 2) table.skip_to(end);
   return here;
 }
 
@@ -257,8 +363,15 @@ inline std::unique_ptr<State> read_state(const Checkpoint& file, const Settings&
   state->sampled_rows = reader.get<std::uint64_t>();
   state->relabeled_rows = reader.get<std::uint64_t>();
   Tables& tables = state->tables;
-  const std::vector<std::int32_t> text_ids = read_table(reader, tables, nullptr);
-  const std::vector<std::int32_t> set_ids = read_table(reader, tables, &text_ids);
+  Lifetimes* const lives = state->lives.get();
+  const IdMap text_ids = read_table(reader, file.version, tables, nullptr,
+                                    [&](std::int32_t id, std::uint64_t last_use) {
+                                      if (lives != nullptr) lives->touch_text(id, last_use);
+                                    });
+  const IdMap set_ids = read_table(reader, file.version, tables, &text_ids,
+                                   [&](std::int32_t id, std::uint64_t last_use) {
+                                     if (lives != nullptr) lives->touch_set(id, last_use);
+                                   });
   std::vector<Op> ops = read_ops(reader, false);
   map_literals(ops, text_ids);
   if (!ops.empty()) state->set_form(Template(std::move(ops), tables), reclaimer);
@@ -280,11 +393,12 @@ inline std::unique_ptr<State> read_state(const Checkpoint& file, const Settings&
     const std::uint64_t label = file.version == 1 ? first + i : reader.get<std::uint64_t>();
     if (label > (std::uint64_t{1} << 62)) Reader::fail();
     read_episode(reader, input);
-    input.goal = mapped(text_ids, input.goal);
-    for (std::int32_t& id : input.observations) id = mapped(text_ids, id);
-    for (std::int32_t& id : input.achieved) id = mapped(text_ids, id);
-    for (std::int32_t& id : input.candidates) id = mapped(set_ids, id);
+    input.goal = text_ids[input.goal];
+    for (std::int32_t& id : input.observations) id = text_ids[id];
+    for (std::int32_t& id : input.achieved) id = text_ids[id];
+    for (std::int32_t& id : input.candidates) id = set_ids[id];
     input.check(tables, settings.capacity);
+    if (lives != nullptr) lives->touch(input, store.episodes().next());
     store.add(input, label);
     const std::uint64_t row = store.rows().next() - input.actions.size();
     for (std::size_t t = 0; ranked && t < input.actions.size(); ++t) {
@@ -297,13 +411,14 @@ inline std::unique_ptr<State> read_state(const Checkpoint& file, const Settings&
   const auto strategy = reader.get<std::uint32_t>();
   const bool whole = reader.get<std::uint32_t>() != 0;
   auto order = reader.get_array<std::int32_t>(reader.get_count(sizeof(std::int32_t)));
-  for (std::int32_t& goal : order) goal = mapped(text_ids, goal);
+  for (std::int32_t& goal : order) goal = text_ids[goal];
   if (file.version > 1) {
     const auto next_label = reader.get<std::uint64_t>();
     if (next_label < store.next_label() || next_label > (std::uint64_t{1} << 62)) Reader::fail();
     store.set_next_label(next_label);
   }
   if (!reader.finished()) Reader::fail();
+  if (lives != nullptr) state->make_room(0);
   if (priorities != nullptr) {
     if (largest < Priorities::kOne || largest > Priorities::kMost) Reader::fail();
     priorities->set_largest(largest);

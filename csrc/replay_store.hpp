@@ -7,6 +7,7 @@
 #pragma once
 
 #include <optional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -29,6 +30,7 @@ class Store {
       : capacity_(static_cast<std::uint64_t>(settings.capacity)),
         strategy_(settings.strategy),
         by_episode_(settings.sampling == Sampling::kEpisodes),
+        frees_(settings.capacity_bytes > 0),
         reclaimer_(reclaimer),
         rows_(reclaimer),
         events_(reclaimer),
@@ -64,6 +66,24 @@ class Store {
   std::vector<std::int32_t> active_order() const;
   std::uint64_t evicted_steps() const { return evicted_steps_; }
   std::size_t bytes() const;
+  // What the stored episodes take, whatever room there is beside them.
+  std::size_t content_bytes() const {
+    const auto steps = static_cast<std::size_t>(rows_.next() - rows_.head());
+    const auto events = static_cast<std::size_t>(events_.next() - events_.head());
+    return bytes_of(steps, events) +
+           static_cast<std::size_t>(episodes_.next() - episodes_.head()) * sizeof(Episode);
+  }
+  std::size_t bytes_of(std::size_t steps, std::size_t events) const {
+    const std::size_t ranks = priorities_ ? 19 : 0;
+    return steps * (sizeof(Row) + sizeof(std::uint64_t) + ranks) +
+           events * (sizeof(Event) + sizeof(std::uint64_t));
+  }
+  // False when there is but one episode: the store does not become empty.
+  bool evict() {
+    if (episodes_.next() - episodes_.head() < 2) return false;
+    evict_oldest();
+    return true;
+  }
 
   // ---- readers (inside a Reclaimer::Guard)
 
@@ -103,6 +123,7 @@ class Store {
   const std::uint64_t capacity_;
   const Strategy strategy_;
   const bool by_episode_;
+  const bool frees_;  // memory that is kept about goals, once their last achievement is gone
   Reclaimer& reclaimer_;
   Ring<Row> rows_;
   Ring<Event> events_;
@@ -115,6 +136,8 @@ class Store {
   std::atomic<std::size_t> active_count_{0};
   std::vector<std::int32_t> slot_of_;  // text id -> place in goals_, -1 = never achieved
   std::vector<std::unique_ptr<GoalIndex>> goals_;
+  std::unordered_map<std::int32_t, std::shared_ptr<GoalIndex>>
+      goals_by_text_;                // instead, with frees_
   std::vector<GoalIndex*> touched_;  // scratch: goals whose lists grew in this commit
   std::uint64_t evicted_steps_ = 0;
   std::uint64_t next_label_ = 0;
@@ -234,6 +257,11 @@ inline void Store::evict_oldest() {
 }
 
 inline GoalIndex& Store::index_of(std::int32_t goal) {
+  if (frees_) {
+    auto& index = goals_by_text_[goal];
+    if (!index) index = std::make_shared<GoalIndex>(goal, reclaimer_);
+    return *index;
+  }
   const auto id = static_cast<std::size_t>(goal);
   if (id >= slot_of_.size()) slot_of_.resize(std::max(id + 1, slot_of_.size() * 2), -1);
   if (slot_of_[id] < 0) {
@@ -258,6 +286,10 @@ inline void Store::deactivate(GoalIndex& index) {  // the last active goal takes
   mover->rank = index.rank;
   index.rank = -1;
   active_count_.store(last, std::memory_order_release);
+  if (!frees_) return;
+  const auto found = goals_by_text_.find(index.goal);
+  reclaimer_.retire(std::move(found->second));  // a reader may still look at it
+  goals_by_text_.erase(found);
 }
 
 inline void Store::grow_active() {
@@ -299,6 +331,7 @@ inline std::size_t Store::bytes() const {
                       goals_.size() * (sizeof(GoalIndex) + sizeof(void*)) +
                       active_room_ * sizeof(ActiveSlot) + (priorities_ ? priorities_->bytes() : 0);
   for (const auto& g : goals_) total += g->positions.bytes();
+  for (const auto& [goal, g] : goals_by_text_) total += sizeof(GoalIndex) + g->positions.bytes();
   return total;
 }
 

@@ -62,7 +62,7 @@ class Template {
     std::size_t tokens = 0;
     const auto put = [&](std::int32_t text) {
       const Span span = tables.texts[text];
-      if (span.size == 0) return;
+      if (span.size == 0) return;  // or freed: then the row, or the goal, is gone
       out.push_back(span);
       tokens += span.size;
     };

@@ -105,6 +105,7 @@ class PpoConfig:
 @dataclass(frozen=True)
 class ReplayConfig:
     capacity: int = 200_000  # steps
+    capacity_bytes: int | None = None  # of steps and their texts; null: no limit, texts are kept
     her_strategy: str = "future"  # future, final, episode, random, none
     her_ratio: float = 0.5  # share of relabeled rows (ours; HER paper 0.8)
     her_random: float = 0.5  # share of the relabeled rows with a goal of any episode
@@ -333,6 +334,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "ppo.value_weight": (0, 1e6, True),
     "ppo.target_kl": (0, 1e6, False),
     "replay.capacity": (1, 1 << 40, True),
+    "replay.capacity_bytes": (4096, 1 << 50, True),
     "replay.her_ratio": (0, 1, True),
     "replay.her_random": (0, 1, True),
     "replay.priority_exponent": (0, 10, True),

@@ -56,6 +56,7 @@ class Oracle:
         priority_epsilon=1e-6,
         long_episodes="refuse",
         goals=None,
+        capacity_bytes=None,
     ):
         self.capacity, self.n, self.gamma = capacity, n_step, gamma
         self.strategy, self.ratio, self.balance = her_strategy, her_ratio, her_balance
@@ -67,6 +68,10 @@ class Oracle:
         self.largest = 1 << 24
         self.evicted = 0  # steps; with it a stored step's place is its number since the beginning
         self.stale = 0
+        self.capacity_bytes = capacity_bytes
+        self.text_use: dict[int, int] = {}  # the last episode that may need it
+        self.set_use: dict[int, int] = {}
+        self.of_template: set[int] = set()
         self.texts: list[tuple[int, ...]] = []
         self.sets: list[tuple[int, ...]] = []
         self.ops: list = []
@@ -76,20 +81,67 @@ class Oracle:
         self.active: list[int] = []  # goals, in the order that decides their index
 
     def intern_text(self, ids):
-        return self._intern(self.texts, ids)
+        found = self._intern(self.texts, ids)
+        self._use(self.text_use, [found])
+        return found
 
     def intern_candidates(self, ids):
-        return self._intern(self.sets, ids)
+        found = self._intern(self.sets, ids)
+        if found not in self.set_use:
+            self._use(self.text_use, ids)
+        self._use(self.set_use, [found])
+        return found
 
-    @staticmethod
-    def _intern(table, ids):
+    def _intern(self, table, ids):
         key = tuple(int(i) for i in ids)
         if key not in table:
+            self._make_room(self._list_bytes(key))
             table.append(key)
         return table.index(key)
 
     def set_template(self, ops):
         self.ops = ops
+        nested = [part for op in ops if op[0] == "history" for part in op[2]]
+        for op in [*ops, *nested]:
+            if op[0] in ("literal", "actions"):
+                self.of_template.add(op[1])
+
+    # --- with capacity_bytes: freed is what was last used, or interned, before the oldest episode
+
+    def _use(self, uses, ids):
+        for i in ids:
+            uses[i] = self.next_id
+
+    @staticmethod
+    def _list_bytes(key):
+        return 160 + 32 * max(1, math.ceil(len(key) / 8))
+
+    def content_bytes(self):
+        lists = [x for x in self.texts + self.sets if x is not None]
+        steps, events = self.steps(), sum(len(e["events"]) for e in self.episodes.values())
+        step = 24 + 8 + (19 if self.sampling == "prioritised" else 0)
+        episodes = 64 * len(self.episodes)
+        return steps * step + events * 24 + episodes + sum(map(self._list_bytes, lists))
+
+    def _make_room(self, more):
+        if not self.capacity_bytes:
+            return
+        self._free()
+        while self.content_bytes() + more > self.capacity_bytes:
+            if len(self.episodes) < 2:
+                break
+            self._evict()
+            self._free()
+
+    def _free(self):
+        oldest = min(self.episodes, default=self.next_id)
+        for i in range(len(self.sets)):
+            if self.set_use[i] < oldest:
+                self.sets[i] = None
+        needed = self.of_template | {t for s in self.sets if s is not None for t in s}
+        for i in range(len(self.texts)):
+            if self.text_use[i] < oldest and i not in needed:
+                self.texts[i] = None
 
     # --- contents
 
@@ -134,11 +186,14 @@ class Oracle:
         for _, g in self._eligible(self.episodes[self.next_id]):
             if g not in self.active:
                 self.active.append(g)
+        self._use(self.text_use, [goal, *observations, *achieved])
+        self._use(self.set_use, candidates)
         for t in range(length):
             self.priorities[self.next_id, t] = self.largest
         self.next_id += 1
         while self.steps() > self.capacity:
             self._evict()
+        self._make_room(0)
         return self.next_id - 1
 
     def steps(self):

@@ -97,8 +97,8 @@ MUTANTS = {
     ),
     "memory is freed under the readers": (
         "replay_ring.hpp",
-        "if (readers_.load(std::memory_order_acquire) != 0) return;",
-        "",
+        "if (readers_[side].load(std::memory_order_acquire) == 0) free_too.swap(waiting_);",
+        "free_too.swap(waiting_);",
     ),
 }
 

@@ -42,8 +42,18 @@ class _InterruptAt(Callback):
         {"algo": "ppo", "ppo.rollout": 16, "model.id": "tiny-t5", "prompt.history": 1},
         {"model.id": "tiny-t5", "critic.kind": "reencode", "eval.interval": 80},
         {"replay.sampling": "prioritised", "replay.capacity": 150},
+        {"replay.capacity_bytes": 60_000, "prompt.list_actions": True},
     ],
-    ids=["llama", "t5-learned-alpha", "history", "ppo", "ppo-t5", "reencode", "prioritised"],
+    ids=[
+        "llama",
+        "t5-learned-alpha",
+        "history",
+        "ppo",
+        "ppo-t5",
+        "reencode",
+        "prioritised",
+        "bytes",
+    ],
 )
 def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, Any]):
     whole = Trainer(quick_config("whole", **options)).train()

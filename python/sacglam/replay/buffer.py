@@ -26,7 +26,7 @@ class ReplayBuffer:
     """Whole episodes of text transitions, stored as ids of interned token lists.
 
     Texts (goals, observations, action texts, literals of the template) and candidate sets are
-    interned once and never freed; a stored step then costs a few dozen bytes (`stats()` reports
+    interned once and, without `capacity_bytes`, never freed; a stored step then costs a few dozen bytes (`stats()` reports
     it). When `capacity` would be exceeded the oldest episodes go, whole.
 
     Sampling: `her_ratio` of a batch's rows are relabeled: exactly floor or ceil of
@@ -88,6 +88,12 @@ class ReplayBuffer:
 
     Args:
         capacity: transitions held at most.
+        capacity_bytes: bytes of transitions and texts held at most, [4096, 2**50], not for a shared
+            buffer. Texts and candidate sets that no stored episode uses any more are freed then,
+            and their ids are not used again: an id is good until all that was stored, when it was
+            last interned or used, is gone. Intern again where an id may be older: it is cheap.
+            The newest episode always stays. `stats()["content_bytes"]` says what is taken; rings
+            that double, and the allocator, may need twice as much memory.
         n_step: longest n-step return.
         gamma: discount per step, in [0, 1].
         her_strategy: "future", "final", "episode", "random" or "none".
@@ -119,6 +125,7 @@ class ReplayBuffer:
         self,
         capacity: int,
         *,
+        capacity_bytes: int | None = None,
         n_step: int = 3,
         gamma: float = 0.99,
         her_strategy: str = "future",
@@ -141,6 +148,7 @@ class ReplayBuffer:
         self._settings = checked_settings(locals())
         self.capacity: int = self._settings["capacity"]
         vars(self).update(self._settings)
+        self.capacity_bytes = capacity_bytes
         self.seed = integer("seed", seed, 0, 2**64 - 1)
         self.prefetch = integer("prefetch", prefetch, 0, 1024)
         if goals is not None and not callable(goals):
@@ -211,6 +219,7 @@ class ReplayBuffer:
                 "or use save and load"
             )
         settings = self._settings | {
+            "capacity_bytes": None,
             "seed": self.seed,
             "goals": self._goals,
             "prefetch": self.prefetch,
@@ -427,7 +436,8 @@ class ReplayBuffer:
 
     def stats(self) -> dict[str, int | float]:
         """steps, episodes, evicted_steps, goals (achieved in the buffer), bytes (of all native
-        memory of this process), shared_bytes (of shared memory in use), bytes_per_step, samples
+        memory of this process), shared_bytes (of shared memory in use), bytes_per_step,
+        content_bytes (of what is stored, without spare room), samples
         (rows drawn), batches, redrawn (rows that an eviction overtook while they were drawn),
         her_share (of the rows drawn), stale_priorities (updates of what was gone), texts,
         candidate_sets."""

@@ -14,6 +14,11 @@ BALANCES = ("events", "goals")
 SAMPLINGS = ("transitions", "episodes", "prioritised")
 LONG_EPISODES = ("refuse", "split")
 
+
+def _bytes(name: str, value: Any) -> int:
+    return 0 if value is None else integer(name, value, 4096, 2**50)
+
+
 # In the order in which _C.ReplaySettings takes them. Each raises ReplayError.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "capacity": partial(integer, low=1, high=2**40),
@@ -29,6 +34,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "priority_exponent": partial(real, low=0.0, high=10.0),
     "priority_beta": partial(real, low=0.0, high=10.0),
     "priority_epsilon": partial(real, low=0.0, high=1e30),
+    "capacity_bytes": _bytes,
 }
 
 

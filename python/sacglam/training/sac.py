@@ -36,6 +36,7 @@ class SacAlgorithm:
         self.config = config
         self.buffer = ReplayBuffer(
             config.replay.capacity,
+            capacity_bytes=config.replay.capacity_bytes,
             n_step=config.sac.n_step,
             gamma=config.sac.gamma,
             her_strategy=config.replay.her_strategy,
@@ -92,6 +93,5 @@ class SacAlgorithm:
         checkpoint.restore_optimizer(learner.optimizer, body)
         learner.updates = state["updates"]
         self.buffer.load(str(folder / "replay.bin"))
-        for actions in state["candidate_sets"]:
-            self.texts.candidates(actions)
+        self.texts.restore_sets(state["candidate_sets"])
         self.collector.restore(state["episodes"])

@@ -1,0 +1,321 @@
+// Interned lists of int32, in memory that does not move.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "replay_common.hpp"
+#include "replay_reserved.hpp"
+#include "replay_ring.hpp"
+
+namespace sacglam::replay {
+
+// A run of int32 that stays where it is for the life of its table. It begins at a multiple of
+// kPad, and the memory up to the next multiple belongs to it: copies may go by whole blocks.
+struct Span {
+  static constexpr std::size_t kPad = 8;
+  const std::int32_t* data;
+  std::size_t size;
+};
+
+// Where the lists of a table lie that are interned elsewhere: in shared memory.
+class TableSource {
+ public:
+  virtual ~TableSource() = default;
+  // Its data is null where there is no such list (yet).
+  virtual Span find(std::int32_t id) const = 0;
+  virtual std::int32_t intern(const std::int32_t* data, std::size_t size) = 0;
+};
+
+// Equal lists share one id; ids count up from 0 and never change; the data never moves. One
+// writer at a time (the owner's lock); readers take no lock: an id reaches them only through
+// something that was released after the list was written (a ring's tail, or size()).
+//
+// Where lists are freed (release()), an id is never given again, and the memory of entries that are
+// gone is given back page by page: see ReservedArray. A reader that finds an entry finds its list
+// until it leaves its Reclaimer::Guard.
+//
+// With a source, a table is a view: it holds no lists, and adopt() notes where the source has one.
+class InternTable {
+ public:
+  static constexpr std::size_t kMaxSize = std::size_t{1} << 30;
+
+  explicit InternTable(Reclaimer& reclaimer, TableSource* source = nullptr, bool frees = false)
+      : reclaimer_(reclaimer), source_(source) {
+    if (frees) {
+      reserved_ = std::make_unique<ReservedArray<Entry>>();
+      room_for_entries_ = reserved_->room();
+      all_ = reserved_->data();
+      entries_.store(all_, std::memory_order_release);
+    } else {
+      grow_entries();
+    }
+  }
+
+  ~InternTable() {
+    for (const std::int32_t id : slots_) {
+      if (reserved_ && id >= 0) std::free(const_cast<std::int32_t*>(all_[id].list()));
+    }
+  }
+  InternTable(const InternTable&) = delete;
+  InternTable& operator=(const InternTable&) = delete;
+
+  std::int32_t intern(const std::int32_t* data, std::size_t size) {
+    if (size > kMaxSize) throw ReplayFault("a list of more than 2^30 ids cannot be interned");
+    if (source_ != nullptr) {
+      const std::int32_t id = source_->intern(data, size);
+      adopt(id);
+      return id;
+    }
+    if ((live_ + 1) * 2 > slots_.size()) grow_slots();
+    const std::uint32_t hash = hash_of(data, size);
+    std::size_t slot = hash & (slots_.size() - 1);
+    while (slots_[slot] >= 0) {
+      const Entry& e = all_[slots_[slot]];
+      if (e.hash == hash && e.size == size && std::equal(data, data + size, e.list())) {
+        return slots_[slot];
+      }
+      slot = (slot + 1) & (slots_.size() - 1);
+    }
+    const auto most = static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max());
+    if (count_ >= (reserved_ ? std::min(most, room_for_entries_) : most)) {
+      throw ReplayFault("the table is full: " + std::to_string(count_) +
+                        " different lists were interned, and ids are not used again");
+    }
+    if (count_ == room_for_entries_) grow_entries();
+    if (reserved_) reserved_->take(count_);
+    all_[count_].set({reserved_ ? store_alone(data, size) : store(data, size), size}, hash);
+    slots_[slot] = static_cast<std::int32_t>(count_);
+    ++count_;
+    ++live_;
+    published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
+    return slots_[slot];
+  }
+
+  // The id of a list that is interned, or -1.
+  std::int32_t find(const std::int32_t* data, std::size_t size) const {
+    if (slots_.empty()) return -1;
+    const std::uint32_t hash = hash_of(data, size);
+    for (std::size_t slot = hash & (slots_.size() - 1); slots_[slot] >= 0;
+         slot = (slot + 1) & (slots_.size() - 1)) {
+      const Entry& e = all_[slots_[slot]];
+      if (e.hash == hash && e.size == size && std::equal(data, data + size, e.list())) {
+        return slots_[slot];
+      }
+    }
+    return -1;
+  }
+  Span find_at_source(std::int32_t id) const {
+    return source_ == nullptr ? Span{nullptr, 0} : source_->find(id);
+  }
+  // Of a view: whether `id` is there now, or is at the source.
+  bool adopt(std::int32_t id) {
+    if (contains(id)) return true;
+    const Span span = find_at_source(id);
+    if (span.data == nullptr) return false;
+    const auto place = static_cast<std::size_t>(id);
+    while (place >= room_for_entries_) grow_entries();
+    count_ = std::max(count_, place + 1);
+    all_[place].set(span, 0);
+    published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
+    return true;
+  }
+
+  // Readers: inside a Reclaimer::Guard, as the array of entries may be replaced by a larger one.
+  bool contains(std::int32_t id) const {
+    return id >= 0 && id < size() && entries_.load(std::memory_order_acquire)[id].list() != nullptr;
+  }
+  // Empty, its data null, where there is none (any more).
+  Span operator[](std::int32_t id) const {
+    const Entry& e = entries_.load(std::memory_order_acquire)[id];
+    const std::int32_t* list = e.list();
+    return {list, list == nullptr ? 0 : e.size};
+  }
+  void prefetch(std::int32_t id) const {
+    __builtin_prefetch(entries_.load(std::memory_order_acquire) + id);
+  }
+  static std::uint64_t long_hash_of(const std::int32_t* data, std::size_t size) {
+    std::uint64_t h = mix64(size + 1);
+    for (std::size_t i = 0; i < size; ++i) h = mix64(h ^ static_cast<std::uint32_t>(data[i]));
+    return h;
+  }
+  std::int32_t size() const { return published_.load(std::memory_order_acquire); }
+  std::size_t bytes() const {
+    return chunk_bytes_ + live_bytes_ +
+           (reserved_ ? reserved_->bytes() : room_for_entries_ * sizeof(Entry)) +
+           slots_.capacity() * sizeof(std::int32_t);
+  }
+
+  // ---- where lists are freed
+
+  bool frees() const { return reserved_ != nullptr; }
+  // What the lists that are interned now take, with all that is kept about each.
+  std::size_t live_bytes() const { return live_bytes_; }
+  std::size_t live() const { return live_; }
+  static std::size_t bytes_of(std::size_t size) { return units_of(size) * sizeof(Unit) + kAbout; }
+  // For loading: the next id to give.
+  void skip_to(std::int32_t id) {
+    count_ = std::max(count_, static_cast<std::size_t>(id));
+    published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
+  }
+  // Forgets a list. Its memory is freed by retire_released() when no reader can look at it.
+  void release(std::int32_t id) {
+    Entry& e = all_[id];
+    forget_slot(id, e.hash);
+    released_.emplace_back(const_cast<std::int32_t*>(e.list()));
+    live_bytes_ -= bytes_of(e.size);
+    --live_;
+    // Nothing else of it: a reader who found the list reads its size.
+    e.data.store(nullptr, std::memory_order_release);
+    reserved_->give_back(static_cast<std::size_t>(id), count_);
+  }
+  void retire_released() {
+    if (released_.empty()) return;
+    reclaimer_.retire(std::make_shared<std::vector<Memory>>(std::exchange(released_, {})));
+  }
+
+ private:
+  struct Entry {
+    // Null where a view has no list yet. Set once, after the rest (release), as a view's entries
+    // are filled in any order beside readers who look whether they are there (acquire).
+    std::atomic<const std::int32_t*> data{nullptr};
+    std::uint32_t size = 0;
+    std::uint32_t hash = 0;
+
+    const std::int32_t* list() const { return data.load(std::memory_order_acquire); }
+    void set(const Span& span, std::uint32_t its_hash) {
+      size = static_cast<std::uint32_t>(span.size);
+      hash = its_hash;
+      data.store(span.data, std::memory_order_release);
+    }
+  };
+  struct alignas(sizeof(std::int32_t) * Span::kPad) Unit {
+    std::int32_t ids[Span::kPad];
+  };
+  struct Free {
+    void operator()(std::int32_t* p) const { std::free(p); }
+  };
+  using Memory = std::unique_ptr<std::int32_t, Free>;
+  // Of a list that can be freed: its entry, slots, lifetime and the allocator's own.
+  static constexpr std::size_t kAbout = 160;
+  static constexpr std::size_t kSmallestChunk = std::size_t{1} << 14;  // bytes
+
+  static std::uint32_t hash_of(const std::int32_t* data, std::size_t size) {
+    return static_cast<std::uint32_t>(long_hash_of(data, size) >> 32);
+  }
+
+  static std::size_t units_of(std::size_t size) {
+    return std::max<std::size_t>(1, (size + Span::kPad - 1) / Span::kPad);
+  }
+
+  const std::int32_t* store(const std::int32_t* data, std::size_t size) {
+    const std::size_t units = units_of(size);
+    if (units > room_) new_chunk(units);
+    std::int32_t* place = next_;
+    next_ += units * Span::kPad;
+    room_ -= units;
+    if (size > 0) std::memcpy(place, data, size * sizeof(std::int32_t));
+    std::fill(place + size, next_, 0);  // copied by whole blocks, so it must hold something
+    return place;
+  }
+
+  const std::int32_t* store_alone(const std::int32_t* data, std::size_t size) {
+    const std::size_t units = units_of(size);
+    auto* place =
+        static_cast<std::int32_t*>(std::aligned_alloc(alignof(Unit), units * sizeof(Unit)));
+    if (place == nullptr) throw std::bad_alloc();
+    if (size > 0) std::memcpy(place, data, size * sizeof(std::int32_t));
+    std::fill(place + size, place + units * Span::kPad, 0);
+    live_bytes_ += bytes_of(size);
+    return place;
+  }
+
+  // Closes the gap in its run of slots, so that what was placed behind it is still found.
+  void forget_slot(std::int32_t id, std::uint32_t hash) {
+    const std::size_t mask = slots_.size() - 1;
+    std::size_t gap = hash & mask;
+    while (slots_[gap] != id) gap = (gap + 1) & mask;
+    for (std::size_t at = (gap + 1) & mask; slots_[at] >= 0; at = (at + 1) & mask) {
+      const std::size_t home = all_[slots_[at]].hash & mask;
+      if (((at - home) & mask) < ((at - gap) & mask)) continue;  // it may not move before its home
+      slots_[gap] = slots_[at];
+      gap = at;
+    }
+    slots_[gap] = -1;
+  }
+
+  // Chunks grow with the table, to whole huge pages in the end: batches gather from all over
+  // them, and translating addresses costs as much as the copies when pages are small.
+  void new_chunk(std::size_t units) {
+    constexpr std::size_t kHugePage = std::size_t{1} << 21;
+    std::size_t bytes = std::max(units * sizeof(Unit), std::min(chunk_bytes_, 2 * kHugePage));
+    bytes = std::max(bytes, kSmallestChunk);
+    const bool huge = bytes >= kHugePage;
+    const std::size_t page = huge ? kHugePage : alignof(Unit);
+    bytes = (bytes + page - 1) / page * page;
+    void* memory = std::aligned_alloc(page, bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    chunks_.emplace_back(static_cast<std::int32_t*>(memory));
+#ifdef MADV_HUGEPAGE
+    if (huge) ::madvise(memory, bytes, MADV_HUGEPAGE);  // advice: nothing depends on it
+#endif
+    chunk_bytes_ += bytes;
+    next_ = chunks_.back().get();
+    room_ = bytes / sizeof(Unit);
+  }
+
+  void grow_entries() {
+    const std::size_t room = std::max<std::size_t>(64, room_for_entries_ * 2);
+    std::shared_ptr<Entry[]> bigger(new Entry[room]);
+    for (std::size_t i = 0; i < count_; ++i) {
+      const Entry& e = all_[i];
+      bigger.get()[i].set({e.list(), e.size}, e.hash);
+    }
+    entries_.store(bigger.get(), std::memory_order_release);
+    std::swap(owned_, bigger);
+    all_ = owned_.get();
+    room_for_entries_ = room;
+    if (bigger) reclaimer_.retire(std::move(bigger));
+  }
+
+  void grow_slots() {
+    std::vector<std::int32_t> slots(std::max<std::size_t>(64, slots_.size() * 2), -1);
+    for (const std::int32_t id : slots_) {
+      if (id < 0) continue;
+      std::size_t slot = all_[id].hash & (slots.size() - 1);
+      while (slots[slot] >= 0) slot = (slot + 1) & (slots.size() - 1);
+      slots[slot] = id;
+    }
+    slots_ = std::move(slots);
+  }
+
+  Reclaimer& reclaimer_;
+  TableSource* const source_;
+  std::shared_ptr<Entry[]> owned_;
+  std::unique_ptr<ReservedArray<Entry>> reserved_;  // instead, where lists are freed
+  Entry* all_ = nullptr;                            // the writer's view of either
+  std::size_t room_for_entries_ = 0;
+  std::size_t count_ = 0;  // ids given
+  std::size_t live_ = 0;
+  std::size_t live_bytes_ = 0;
+  std::vector<Memory> released_;
+  std::atomic<const Entry*> entries_{nullptr};
+  std::atomic<std::int32_t> published_{0};
+  std::vector<std::int32_t> slots_;  // open addressing, a power of two, -1 = empty
+  std::vector<Memory> chunks_;
+  std::size_t chunk_bytes_ = 0;
+  std::int32_t* next_ = nullptr;
+  std::size_t room_ = 0;  // units left in the last chunk
+};
+
+}  // namespace sacglam::replay
