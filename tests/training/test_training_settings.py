@@ -75,8 +75,13 @@ def test_during_the_warm_up_only_the_critic_learns(quick_config: Any):
 def test_learning_rates_warm_up_fall_and_differ_for_the_heads(quick_config: Any):
     config = quick_config(
         "rates",
-        **{"optim.lr": 1e-3, "optim.head_lr": 5e-3, "optim.warmup_updates": 10, "optim.final_lr": 0.2},
-    )  # fmt: skip
+        **{
+            "optim.lr": 1e-3,
+            "optim.head_lr": 5e-3,
+            "optim.warmup_updates": 10,
+            "optim.final_lr": 0.2,
+        },
+    )
     weight = torch.nn.Parameter(torch.zeros(2))
     head = torch.nn.Parameter(torch.zeros(2))
     optimiser = Optimiser({"trunk.weight": weight, "heads.q.weight": head}, config)
