@@ -136,8 +136,8 @@ def test_a_run_without_evaluations_has_no_curve(tmp_path: Path):
 
 
 def test_every_study_can_be_configured():
-    for study in studies.STUDIES.values():
-        assert len(study.seeds) >= 3
+    for name, study in studies.STUDIES.items():
+        assert len(study.seeds) >= (1 if name == "ppo" else 3)  # that one is a search
         for fields in study.methods.values():
             config = TrainConfig().with_overrides(fields)
             assert config.total_steps % config.eval.interval == 0  # the last point is the end
