@@ -43,26 +43,10 @@ class ReplayBuffer {
   std::uint64_t seed() const { return state().seed; }
 
   std::int32_t intern_text(const std::vector<std::int32_t>& ids) {
-    if (frees()) {
-      const std::scoped_lock lock(writers(commit_), intern_);
-      const std::uint64_t episode = ready_to_intern(owned_->tables.texts, ids);
-      const std::int32_t id = owned_->tables.intern_text(ids.data(), ids.size());
-      owned_->lives->touch_text(id, episode);
-      return id;
-    }
-    const std::lock_guard lock(writers(intern_));
-    return owned_->tables.intern_text(ids.data(), ids.size());
+    return intern(owned_->tables.texts, ids, &Tables::intern_text, &Lifetimes::touch_text);
   }
   std::int32_t intern_candidates(const std::vector<std::int32_t>& ids) {
-    if (frees()) {
-      const std::scoped_lock lock(writers(commit_), intern_);
-      const std::uint64_t episode = ready_to_intern(owned_->tables.sets, ids);
-      const std::int32_t id = owned_->tables.intern_candidates(ids.data(), ids.size());
-      owned_->lives->touch_set(id, episode);
-      return id;
-    }
-    const std::lock_guard lock(writers(intern_));
-    return owned_->tables.intern_candidates(ids.data(), ids.size());
+    return intern(owned_->tables.sets, ids, &Tables::intern_candidates, &Lifetimes::touch_set);
   }
   std::vector<std::int32_t> text(std::int32_t id) const {
     const Reclaimer::Guard guard(reclaimer_);
@@ -192,6 +176,19 @@ class ReplayBuffer {
   }
   bool frees() const { return settings_.capacity_bytes > 0; }
   // Under both mutexes. The position of the next episode.
+  std::int32_t intern(const InternTable& table, const std::vector<std::int32_t>& ids,
+                      std::int32_t (Tables::*add)(const std::int32_t*, std::size_t),
+                      void (Lifetimes::*touch)(std::int32_t, std::uint64_t)) {
+    if (!frees()) {
+      const std::lock_guard lock(writers(intern_));
+      return (owned_->tables.*add)(ids.data(), ids.size());
+    }
+    const std::scoped_lock lock(writers(commit_), intern_);
+    const std::uint64_t episode = ready_to_intern(table, ids);
+    const std::int32_t id = (owned_->tables.*add)(ids.data(), ids.size());
+    (*owned_->lives.*touch)(id, episode);
+    return id;
+  }
   std::uint64_t ready_to_intern(const InternTable& table, const std::vector<std::int32_t>& ids) {
     const std::size_t more =
         table.find(ids.data(), ids.size()) < 0 ? InternTable::bytes_of(ids.size()) : 0;

@@ -26,13 +26,14 @@ class ReplayBuffer:
     """Whole episodes of text transitions, stored as ids of interned token lists.
 
     Texts (goals, observations, action texts, literals of the template) and candidate sets are
-    interned once and, without `capacity_bytes`, never freed; a stored step then costs a few dozen bytes (`stats()` reports
-    it). When `capacity` would be exceeded the oldest episodes go, whole.
+    interned once and, without `capacity_bytes`, never freed; a stored step then costs a few dozen
+    bytes (`stats()` reports it). When `capacity` would be exceeded the oldest episodes go, whole.
 
     Sampling: `her_ratio` of a batch's rows are relabeled: exactly floor or ceil of
     `her_ratio * B` (chosen at random so that the mean is exact), spread evenly over the rows.
     The others are uniform over all stored transitions (`sampling` offers other draws) and keep
-    goal, rewards and termination as recorded. A relabeled row is drawn so that its hindsight goal exists:
+    goal, rewards and termination as recorded. A relabeled row is drawn so that its hindsight goal
+    exists:
 
     | `her_strategy` | `her_balance="events"` | `her_balance="goals"` |
     |---|---|---|
