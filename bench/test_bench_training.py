@@ -17,8 +17,8 @@ import torch
 from sacglam import Policy, Trainer, make_env
 from sacglam.models.loading import load_language_model
 from sacglam.models.scoring import Scores
-from sacglam.training.collector import Episode, choose_actions
 from sacglam.training.demo import demo_config
+from sacglam.training.episode import Episode, choose_actions
 from sacglam.training.learner import Learner
 from torch import Tensor, nn
 

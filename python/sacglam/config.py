@@ -78,6 +78,7 @@ class SacConfig:
     gamma: float = 0.9  # discount per step (ours; paper 0.99)
     n_step: int = 3  # steps of the return (paper)
     explore: float = 0.1  # share of uniformly random actions while collecting (ours; paper 0)
+    subgoals: float = 0.0  # share of episodes that first pursue another goal within reach (ours)
     alpha: float = 0.01  # temperature, its first value if learned (ours)
     learn_alpha: bool = False  # drive the entropy toward entropy_share * log K
     entropy_share: float = 0.3  # c in c log K
@@ -320,6 +321,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "sac.gamma": (0, 1, True),
     "sac.n_step": (1, 1024, True),
     "sac.explore": (0, 1, True),
+    "sac.subgoals": (0, 1, True),
     "sac.alpha": (0, 1e6, True),
     "sac.entropy_share": (0, 1, True),
     "sac.alpha_lr": (0, 10, True),

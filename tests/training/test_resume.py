@@ -43,6 +43,7 @@ class _InterruptAt(Callback):
         {"model.id": "tiny-t5", "critic.kind": "reencode", "eval.interval": 80},
         {"replay.sampling": "prioritised", "replay.capacity": 150},
         {"replay.capacity_bytes": 60_000, "prompt.list_actions": True},
+        {"sac.subgoals": 0.7, "env.id": "playground/zoo"},
     ],
     ids=[
         "llama",
@@ -53,6 +54,7 @@ class _InterruptAt(Callback):
         "reencode",
         "prioritised",
         "bytes",
+        "subgoals",
     ],
 )
 def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, Any]):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sacglam import Trainer
-from sacglam.training.collector import prompts_of
+from sacglam.training.episode import prompts_of
 from sacglam.training.ppo import PpoAlgorithm
 from sacglam.training.rollout import Rollout, RolloutCollector
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .collector import EpisodeResult
+from .episode import EpisodeResult
 
 
 class Callback:

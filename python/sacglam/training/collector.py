@@ -4,66 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..envs.vector import Transition, VectorEnv
-from ..models.forest import Forest
 from ..models.policy import Policy
 from ..replay import ReplayBuffer
+from .episode import Episode, EpisodeResult, choose_actions
 from .seeds import TRAIN_EPISODES, episode_seed
+from .subgoals import Subgoals
 from .texts import ReplayTexts
-
-
-class EpisodeResult(NamedTuple):
-    """One finished episode of training or evaluation."""
-
-    goal: str
-    family: str
-    success: bool
-    length: int
-    episode_return: float
-
-
-@dataclass
-class Episode:
-    """An episode under way in one environment. Lists grow by one entry a step."""
-
-    number: int
-    seed: int
-    goal: str = ""
-    family: str = "all"
-    observation: str = ""
-    actions: list[str] = field(default_factory=list)  # admissible now
-    history: list[tuple[str, str]] = field(default_factory=list)  # observation, action taken
-    observation_ids: list[int] = field(default_factory=list)
-    candidate_ids: list[int] = field(default_factory=list)
-    chosen: list[int] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    achieved: list[list[int]] = field(default_factory=list)
-
-    def begin(self, observation: str, info: Mapping[str, Any]) -> None:
-        self.goal, self.family = info["goal"], info.get("goal_family", "all")
-        self.see(observation, info)
-
-    def see(self, observation: str, info: Mapping[str, Any]) -> None:
-        self.observation, self.actions = observation, info["possible_actions"]
-
-    def advance(self, action: str, step: Transition) -> None:
-        """Note the action taken in the present state, and what it led to."""
-        self.history.append((self.observation, action))
-        self.rewards.append(float(step.reward))
-        self.see(step.obs, step.info)
-
-    def result(self, terminated: bool) -> EpisodeResult:
-        success = terminated and self.rewards[-1] > 0
-        return EpisodeResult(
-            self.goal, self.family, success, len(self.rewards), float(sum(self.rewards))
-        )
 
 
 class Collector:
@@ -125,7 +77,11 @@ class Collector:
     def state(self) -> list[dict[str, Any]]:
         """The episodes under way as what recreates them: number and actions taken."""
         return [
-            {"number": e.number, "actions": [action for _, action in e.history]}
+            {
+                "number": e.number,
+                "subgoal": e.subgoal,
+                "actions": [action for _, action in e.history],
+            }
             for e in self._episodes
         ]
 
@@ -146,6 +102,8 @@ class Collector:
                     )
                     self._episodes[i] = self._begin(i, number + 1)
                     break
+            else:
+                self._episodes[i].subgoal = saved.get("subgoal", "")
 
 
 class ReplayCollector(Collector):
@@ -156,6 +114,7 @@ class ReplayCollector(Collector):
         policy: what acts.
         buffer, texts: where finished episodes go.
         explore: share of actions drawn uniformly instead of from the policy.
+        subgoals: gives episodes other goals to act for at their start.
         generator: for sampling actions.
     """
 
@@ -167,16 +126,19 @@ class ReplayCollector(Collector):
         texts: ReplayTexts,
         *,
         explore: float = 0.0,
+        subgoals: Subgoals | None = None,
         seed: int,
         generator: torch.Generator,
         reset_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(envs, seed=seed, reset_options=reset_options)
         self.policy, self.buffer, self.texts = policy, buffer, texts
-        self.explore = explore
+        self.explore, self.subgoals = explore, subgoals
         self.generator = generator
 
     def _choose(self) -> list[int]:
+        if self.subgoals is not None:
+            self.subgoals.assign(self._episodes)
         return choose_actions(
             self.policy, self._episodes, explore=self.explore, generator=self.generator
         )
@@ -190,7 +152,12 @@ class ReplayCollector(Collector):
 
     def _stepped(self, i: int, episode: Episode, chosen: int, step: Transition) -> None:
         episode.chosen.append(chosen)
-        episode.achieved.append([self.texts.goal(g) for g in step.info["achieved_goals"]])
+        achieved = step.info["achieved_goals"]
+        episode.achieved.append([self.texts.goal(g) for g in achieved])
+        if self.subgoals is not None:
+            self.subgoals.note(achieved)
+        if episode.subgoal in achieved:
+            episode.subgoal = ""
         self._record(episode)
         if step.terminated or step.truncated:
             self._store(episode, step.terminated, step.truncated)
@@ -208,32 +175,3 @@ class ReplayCollector(Collector):
             achieved_offsets=np.cumsum([0, *map(len, achieved)], dtype=np.int32),
             achieved=np.array([g for goals in achieved for g in goals], dtype=np.int32),
         )
-
-
-def choose_actions(
-    policy: Policy,
-    episodes: Sequence[Episode],
-    *,
-    greedy: bool = False,
-    explore: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> list[int]:
-    """Index of the action that the policy takes in each episode; options as `Policy.choose`."""
-    forest = pack_episodes(policy, episodes, leaves=False)
-    return policy.choose(forest, greedy=greedy, explore=explore, generator=generator).tolist()
-
-
-def pack_episodes(policy: Policy, episodes: Sequence[Episode], *, leaves: bool) -> Forest:
-    """The present prompts and candidates of the episodes; `leaves` as in `Policy.pack`."""
-    return policy.pack(*prompts_of(policy, episodes), leaves=leaves)
-
-
-def prompts_of(
-    policy: Policy, episodes: Sequence[Episode]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """The present prompts as concatenated ids, offsets [B + 1], and candidate sets [B]."""
-    codec = policy.codec
-    ids = [codec.prompt(e.goal, e.observation, e.history, e.actions) for e in episodes]
-    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    sets = np.array([policy.candidate_set(e.actions) for e in episodes], dtype=np.int32)
-    return np.concatenate(ids), offsets, sets

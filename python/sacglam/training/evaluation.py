@@ -10,7 +10,7 @@ import numpy as np
 
 from ..envs.vector import VectorEnv
 from ..models.policy import Policy
-from .collector import Episode, EpisodeResult, choose_actions
+from .episode import Episode, EpisodeResult, choose_actions
 from .seeds import EVAL_EPISODES, RANDOM_POLICY, derive, episode_seed, generator
 
 Chooser = Callable[[Sequence[int], Sequence[Episode]], list[int]]

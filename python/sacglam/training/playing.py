@@ -9,7 +9,7 @@ import torch
 
 from ..report.episode import render_outcome, render_step
 from . import setup
-from .collector import Episode, pack_episodes
+from .episode import Episode, pack_episodes
 from .policies import load_policy
 from .runner import load_run_config
 from .seeds import EVAL_EPISODES, episode_seed, generator

@@ -15,7 +15,8 @@ from ..algorithms import ppo
 from ..envs.vector import Transition, VectorEnv
 from ..models.forest import Forest
 from ..models.policy import Policy
-from .collector import Collector, Episode, prompts_of
+from .collector import Collector
+from .episode import Episode, prompts_of
 
 Ids = npt.NDArray[np.int32]
 

@@ -16,6 +16,7 @@ from . import checkpoint
 from .collector import ReplayCollector
 from .learner import Learner
 from .seeds import REPLAY, derive
+from .subgoals import Subgoals
 from .texts import ReplayTexts
 
 
@@ -49,12 +50,15 @@ class SacAlgorithm:
         )
         self.texts = ReplayTexts(policy, self.buffer)
         self.learner = Learner(policy, self.buffer, self.texts, config)
+        share = config.sac.subgoals
+        self.subgoals = Subgoals(policy, share, noise) if share else None
         self.collector = ReplayCollector(
             envs,
             policy,
             self.buffer,
             self.texts,
             explore=config.sac.explore,
+            subgoals=self.subgoals,
             seed=config.seed,
             generator=noise,
             reset_options=reset_options,
@@ -79,7 +83,11 @@ class SacAlgorithm:
         tensors["log_alpha"] = learner.log_alpha
         writer.tensors("optimizer", tensors)
         self.buffer.save(str(writer.folder / "replay.bin"))
-        return {"updates": learner.updates, "candidate_sets": self.texts.known_sets()}
+        return {
+            "updates": learner.updates,
+            "candidate_sets": self.texts.known_sets(),
+            "achieved_goals": self.subgoals.known if self.subgoals is not None else [],
+        }
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         learner = self.learner
@@ -94,4 +102,6 @@ class SacAlgorithm:
         learner.updates = state["updates"]
         self.buffer.load(str(folder / "replay.bin"))
         self.texts.restore_sets(state["candidate_sets"])
+        if self.subgoals is not None:
+            self.subgoals.note(state.get("achieved_goals", []))
         self.collector.restore(state["episodes"])
