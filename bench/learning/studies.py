@@ -33,8 +33,10 @@ ZOO: Overrides = {
     **SMALL,
     "env.id": "playground/zoo",
     "sac.gamma": 0.9,
-    "total_steps": 120_000,
-    "eval.interval": 5000,
+    "sac.subgoals": 0.5,
+    "replay.capacity": 10_000,
+    "total_steps": 30_000,
+    "eval.interval": 2500,
     "eval.interval_episodes": 200,
     "eval.episodes": 400,
 }
@@ -86,6 +88,7 @@ def _ablations() -> Study:
         "exploration": {
             "explore 0": {"sac.explore": 0.0},
             "explore 0.1": {"sac.explore": 0.1},
+            "subgoals 0.5": {"sac.subgoals": 0.5},
         },
         "hindsight strategy": {
             name: {"replay.her_strategy": name} for name in ("final", "episode", "random")
@@ -142,7 +145,11 @@ STUDIES: Mapping[str, Study] = {
     ),
     "zoo": Study(
         "Playground-Text (zoo)",
-        {"SAC + HER": ZOO, "SAC": {**ZOO, "replay.her_strategy": "none"}},
+        {
+            "SAC + HER": ZOO,
+            "SAC": {**ZOO, "replay.her_strategy": "none"},
+            "SAC + HER, no subgoals": {**ZOO, "sac.subgoals": 0.0},
+        },
         range(5),
     ),
     "ppo": _ppo_search(),
