@@ -162,3 +162,21 @@ def test_evaluations_have_lines_of_their_own(quick_config: Any):
     assert [m["env_steps"] for m in lines] == [80, 100, 160, 200, 240, 300, 320, 400]
     evaluated = {m["env_steps"]: m["eval"]["episodes"] for m in lines if "eval" in m}
     assert evaluated == dict.fromkeys((80, 160, 240, 320, 400), 5)
+
+
+def test_two_trainers_in_one_folder_are_refused(quick_config: Any):
+    """The second would overwrite the first one's checkpoints."""
+    seen: list[str] = []
+
+    class Second(Callback):
+        def on_log(self, metrics: Any) -> None:
+            with pytest.raises(RunFolderError, match="another process is training in") as refused:
+                Trainer.resume(first.out).train()
+            seen.append(str(refused.value))
+
+    first = Trainer(quick_config("shared", checkpoint_interval=50), callbacks=[Second()])
+    first.train()
+    assert len(seen) == 4
+    state = latest_checkpoint(first.out)
+    assert Trainer.resume(first.out, total_steps=420).train().env_steps == 420  # free again
+    assert latest_checkpoint(first.out) != state

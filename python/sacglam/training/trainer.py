@@ -20,7 +20,7 @@ from . import checkpoint, evaluation, setup
 from .algorithm import make_algorithm
 from .callbacks import Callback
 from .clock import Clock
-from .files import write_json
+from .files import exclusive, write_json
 from .metrics import Meter, MetricsWriter, drop_after
 from .seeds import ACTING, derive, generator
 
@@ -141,9 +141,14 @@ class Trainer:
         Raises:
             DivergedError: a loss became NaN; a checkpoint from just before is saved.
             EnvironmentProtocolError: an environment broke the protocol.
+            RunFolderError: another process is training in the folder.
         """
-        config = self.config
         self.out.mkdir(parents=True, exist_ok=True)
+        with exclusive(self.out):
+            return self._train()
+
+    def _train(self) -> TrainResult:
+        config = self.config
         config.save(self.out / "config.yaml")
         if not self._resumed:
             write_json(self.out / "baselines.json", self._baselines())
