@@ -1,10 +1,10 @@
 """Other goals to act for at the start of an episode, so that what is far off is reached at all.
 
-An agent that can grow a herbivore never does so when its goal is the carnivore that eats it: nothing
-has told it yet that one leads to the other. So in a share of the episodes it first pursues the
-hardest goal that it can reach from here, then its own (Go-Explore, arXiv 2004.12919: first return,
-then explore; the goals as in Goal GAN, arXiv 1705.06366: neither mastered nor out of reach). Only
-behaviour changes: the episode keeps its goal in the replay buffer.
+An agent that can grow a herbivore never does so when its goal is the carnivore that eats it:
+nothing has told it yet that one leads to the other. So in a share of the episodes it first
+pursues the hardest goal that it can reach from here, then its own (Go-Explore, arXiv 2004.12919:
+first return, then explore; the goals as in Goal GAN, arXiv 1705.06366: neither mastered nor out
+of reach). Only behaviour changes: the episode keeps its goal in the replay buffer.
 """
 
 from __future__ import annotations
