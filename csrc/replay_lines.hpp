@@ -21,11 +21,12 @@ struct FreeLines {
 template <class T>
 using Lines = std::unique_ptr<T[], FreeLines>;
 
+constexpr std::size_t kHugePage = std::size_t{1} << 21;
+
 // Memory for `bytes`. Who draws from all over a large array pays as much for the translation of
 // addresses as for the data when pages are small.
 inline void* allocate_lines(std::size_t bytes) {
   constexpr std::size_t kLine = 64;
-  constexpr std::size_t kHugePage = std::size_t{1} << 21;
   const bool huge = bytes >= kHugePage;
   const std::size_t unit = huge ? kHugePage : kLine;
   void* memory = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit);

@@ -50,8 +50,9 @@ struct Plan {
   std::vector<double> scales;
   std::vector<double> weights;
 
-  void clear() {
-    rows.clear();
+  // For a new batch. Every field of every row will be written.
+  void restart(std::size_t size) {
+    rows.resize(size);
     prompt_spans.clear();
     next_spans.clear();
     scales.clear();

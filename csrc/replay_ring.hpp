@@ -8,7 +8,8 @@
 //   W2 fence(release)          begin_writing()
 //   W3 words.store(relaxed)    only then are places below h' written again
 //   W4 tail.store(release)     publish()
-//   R1 tail.load(acquire)      pairs with W4: every element below the tail is wholly there
+//   R1 tail.load(acquire)      pairs with W4: every element below the tail is wholly there, in the
+//                              block that is loaded after it or a later one
 //   R2 words.load(relaxed)
 //   R3 fence(acquire)
 //   R4 head.load(relaxed)      position < head: reject

@@ -25,12 +25,14 @@ class Sampler {
     if (store.priorities() != nullptr) priorities_.emplace(*store.priorities(), store.rows());
   }
 
+  Sampler(const Sampler&) = delete;  // its parts refer to each other
+  Sampler& operator=(const Sampler&) = delete;
+
   // Exactly floor or ceil of her_ratio * rows are relabeled, its mean over batches is exact, and
   // they are spread evenly over the batch. None when nothing can be relabeled.
   // The store must hold something; then it always will.
   void plan(std::size_t rows, std::uint64_t seed, std::uint64_t batch, Plan& out) {
-    out.clear();
-    out.rows.reserve(rows);
+    out.restart(rows);
     const std::size_t share = relabeled_share(rows, seed, batch);
     // In groups: a row is a chain of some six reads, each of which misses the caches in a large
     // buffer.
@@ -43,6 +45,7 @@ class Sampler {
         const bool relabel = spread >= rows;
         if (relabel) spread -= rows;
         Attempt& a = group[size];
+        a.row = &out.rows[i];
         a.rng = CounterRng(seed, batch, i);
         a.ready = true;
         a.relabel = relabel && can_relabel();
@@ -57,11 +60,13 @@ class Sampler {
   // as the plain ones are. A row that is overtaken while the hook runs is drawn anew, and plain.
   void plan(std::size_t rows, std::uint64_t seed, std::uint64_t batch, Plan& out,
             const GoalHook& hook) {
-    out.clear();
-    out.rows.reserve(rows);
+    out.restart(rows);
     const std::size_t share = share_of(rows, seed, batch);
     std::vector<Attempt> all(rows);
-    for (std::size_t i = 0; i < rows; ++i) all[i].rng = CounterRng(seed, batch, i);
+    for (std::size_t i = 0; i < rows; ++i) {
+      all[i].rng = CounterRng(seed, batch, i);
+      all[i].row = &out.rows[i];
+    }
     for (std::size_t i = 0; i < rows; i += kGroup) draw_group(&all[i], std::min(kGroup, rows - i));
     GoalRequest request;
     std::vector<std::size_t> offered;
@@ -87,7 +92,7 @@ class Sampler {
         a.draw.relabeled = true;
         a.draw.first_event = targets_.first_event_from(a.draw.episode, a.draw.step);
         const std::size_t at = r * request.width;
-        a.ready = targets_.target(a.draw, a.row, answer.hits.empty() ? nullptr : &answer.hits[at],
+        a.ready = targets_.target(a.draw, *a.row, answer.hits.empty() ? nullptr : &answer.hits[at],
                                   answer.rewards.empty() ? nullptr : &answer.rewards[at]);
       }
     }
@@ -132,7 +137,7 @@ class Sampler {
     std::uint64_t trail = 0;  // the position where its chain begins
     std::int32_t event_step = 0;
     Draw draw{};
-    PlannedRow row{};
+    PlannedRow* row = nullptr;  // where it goes
   };
 
   Chain chain_of(const Attempt& a) const {
@@ -307,10 +312,10 @@ class Sampler {
   }
 
   bool compute(Attempt& a) {
-    if (!targets_.target(a.draw, a.row)) return false;
+    if (!targets_.target(a.draw, *a.row)) return false;
     const StoredSteps steps(now_, a.draw.episode);
     tables_.texts.prefetch(steps.observation(a.draw.step));
-    tables_.texts.prefetch(steps.observation(a.draw.step + a.row.steps));
+    tables_.texts.prefetch(steps.observation(a.draw.step + a.row->steps));
     return true;
   }
 
@@ -350,7 +355,7 @@ class Sampler {
   // False when the episode was evicted before all of it was read.
   bool add_row(Attempt& a, Plan& out) const {
     const StoredSteps steps(now_, a.draw.episode);
-    PlannedRow& row = a.row;
+    PlannedRow& row = *a.row;
     row.prompt_tokens = form_.emit(tables_, steps, row.step, row.goal, out.prompt_spans);
     row.next_tokens = form_.emit(tables_, steps, row.step + row.steps, row.goal, out.next_spans);
     // A goal of another episode's may have been freed with that one; ids are not used again, so
@@ -362,7 +367,6 @@ class Sampler {
     out.next_tokens += row.next_tokens;
     out.relabeled += row.relabeled ? 1 : 0;
     if (priorities_) out.scales.push_back(a.draw.scale);
-    out.rows.push_back(row);
     return true;
   }
 
