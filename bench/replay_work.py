@@ -80,11 +80,23 @@ def sampler(buffer: ReplayBuffer, tokens: int, rows: int = B) -> Callable[[], Ba
 
 
 def gather_floor(work: Workload) -> Callable[[], object]:
-    """The bound that memory sets: copies the observations of s and s' of a batch, 2 B rows from
-    random places of an array as large as the texts, and nothing else."""
-    target = np.empty((2 * B, work.tokens), np.int32)
-    picks = itertools.cycle(RNG(3).integers(0, len(work.texts), (64, 2 * B)))
-    return lambda: np.take(work.texts, next(picks), axis=0, out=target, mode="clip")
+    """The bound that memory sets: copies what a batch takes from places all over memory, and
+    nothing else. That is the observations of s and of s', three steps on, and B records of steps,
+    24 bytes each, from which candidates, actions and rewards come. Goals and action texts are few,
+    stay in the caches, and are not counted; nor is what is written of each row (62 bytes)."""
+    records = np.zeros((work.steps, 6), np.int32)
+    rows, texts = np.empty((B, 6), np.int32), np.empty((2 * B, work.tokens), np.int32)
+    # So many batches that none finds in the caches what it took the last time.
+    steps = RNG(3).integers(0, work.steps, (1024, B))
+    both = np.concatenate([steps, steps + 3], axis=1) % len(work.texts)
+    picks = itertools.cycle(zip(steps, both, strict=True))
+
+    def gather() -> None:
+        row, text = next(picks)
+        np.take(records, row, axis=0, out=rows, mode="clip")
+        np.take(work.texts, text, axis=0, out=texts, mode="clip")
+
+    return gather
 
 
 class Producer:

@@ -2,8 +2,8 @@
 
 The work: observations of `tokens` int32, episodes of 25 steps, hindsight `future` 0.8, batches of
 256. Ours returns packed prompts of s and s' (goal + observation) with candidate sets and n-step
-targets; a peer returns its own arrays, which hold less. The floor is the bare copy of as many
-rows of as many bytes from random places of an array of the same size.
+targets; a peer returns its own arrays, which hold less. The floor is the bare copy of what a batch
+takes from memory: see `gather_floor`.
 
 What one thread does alone is timed in CPU time, so that other work on the machine weighs on long
 calls no more than on short ones.

@@ -27,25 +27,26 @@ constexpr const char* kFields[] = {"prompt_ids",
 struct GivenArrays {
   BatchArrays arrays{};
   std::size_t prompt_room, next_room;
+  bool exact = true;  // those of the rows have no more entries than there are rows
 
   GivenArrays(const py::tuple& t, std::size_t rows) {
     if (t.size() != std::size(kFields)) throw ReplayFault("out must have every field");
     arrays.prompt_ids = writable<std::int32_t>(t[0], kFields[0], 0);
-    arrays.prompt_offsets = writable<std::int64_t>(t[1], kFields[1], rows + 1);
-    arrays.candidates = writable<std::int32_t>(t[2], kFields[2], rows);
+    arrays.prompt_offsets = of_rows<std::int64_t>(t, 1, rows + 1);
+    arrays.candidates = of_rows<std::int32_t>(t, 2, rows);
     arrays.next_prompt_ids = writable<std::int32_t>(t[3], kFields[3], 0);
-    arrays.next_prompt_offsets = writable<std::int64_t>(t[4], kFields[4], rows + 1);
-    arrays.next_candidates = writable<std::int32_t>(t[5], kFields[5], rows);
-    arrays.action = writable<std::int32_t>(t[6], kFields[6], rows);
-    arrays.n_step_return = writable<float>(t[7], kFields[7], rows);
-    arrays.discount = writable<float>(t[8], kFields[8], rows);
-    arrays.weight = writable<float>(t[9], kFields[9], rows);
-    arrays.steps = writable<std::int32_t>(t[10], kFields[10], rows);
-    arrays.goal = writable<std::int32_t>(t[11], kFields[11], rows);
-    arrays.relabeled = writable<std::uint8_t>(t[12], kFields[12], rows);
-    arrays.episode = writable<std::int64_t>(t[13], kFields[13], rows);
-    arrays.step = writable<std::int32_t>(t[14], kFields[14], rows);
-    arrays.key = writable<std::int64_t>(t[15], kFields[15], rows);
+    arrays.next_prompt_offsets = of_rows<std::int64_t>(t, 4, rows + 1);
+    arrays.next_candidates = of_rows<std::int32_t>(t, 5, rows);
+    arrays.action = of_rows<std::int32_t>(t, 6, rows);
+    arrays.n_step_return = of_rows<float>(t, 7, rows);
+    arrays.discount = of_rows<float>(t, 8, rows);
+    arrays.weight = of_rows<float>(t, 9, rows);
+    arrays.steps = of_rows<std::int32_t>(t, 10, rows);
+    arrays.goal = of_rows<std::int32_t>(t, 11, rows);
+    arrays.relabeled = of_rows<std::uint8_t>(t, 12, rows);
+    arrays.episode = of_rows<std::int64_t>(t, 13, rows);
+    arrays.step = of_rows<std::int32_t>(t, 14, rows);
+    arrays.key = of_rows<std::int64_t>(t, 15, rows);
     prompt_room = static_cast<std::size_t>(t[0].cast<py::array>().size());
     next_room = static_cast<std::size_t>(t[3].cast<py::array>().size());
   }
@@ -55,7 +56,18 @@ struct GivenArrays {
     require("next_prompt_ids", next_room, next_tokens);
   }
 
+  // What a caller needs to take the batch's part of its arrays.
+  py::tuple used(std::size_t prompt_tokens, std::size_t next_tokens) const {
+    return py::make_tuple(prompt_tokens, next_tokens, exact);
+  }
+
  private:
+  template <class T>
+  T* of_rows(const py::tuple& t, std::size_t field, std::size_t need) {
+    T* data = writable<T>(t[field], kFields[field], need);
+    exact = exact && static_cast<std::size_t>(PyObject_Length(t[field].ptr())) == need;
+    return data;
+  }
   static void require(const char* name, std::size_t room, std::size_t need) {
     if (need > room) {
       throw ReplayFault(std::string("out.") + name + " holds " + std::to_string(room) +
@@ -133,7 +145,7 @@ inline py::list sample_many(ReplayBuffer& buffer, const py::object& count,
   return out;
 }
 
-// With `out`, prompt arrays may be longer than what was drawn.
+// With `out`, returns what of it was used; see GivenArrays::used.
 inline py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, const py::object& out,
                         double beta, const py::object& ask) {
   if (out.is_none()) return sample_many(buffer, py::int_(1), batch_size, beta, ask)[0];
@@ -141,6 +153,7 @@ inline py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, cons
   const auto given = out.cast<py::tuple>();
   const GivenArrays to(given, rows);
   const GoalHook hook = to_hook(ask);
+  std::size_t tokens = 0, next_tokens = 0;
   thread_local Plan scratch;
   Plan own;
   {
@@ -148,12 +161,14 @@ inline py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, cons
     buffer.sample(
         rows, beta, hook ? own : scratch,
         [&](const Plan& plan) {
-          to.require_room(plan.prompt_tokens, plan.next_tokens);
+          tokens = plan.prompt_tokens;
+          next_tokens = plan.next_tokens;
+          to.require_room(tokens, next_tokens);
           return to.arrays;
         },
         hook);
   }
-  return given;  // counts a reference, which needs the GIL
+  return to.used(tokens, next_tokens);
 }
 
 // The same from batches that are drawn ahead.
@@ -177,7 +192,7 @@ inline py::tuple sample_ahead(Prefetcher& ahead, const py::object& batch_size,
     });
     batch.copy_to(to.arrays);
   }
-  return given;  // counts a reference, which needs the GIL
+  return to.used(batch.prompt_tokens, batch.next_tokens);
 }
 
 }  // namespace sacglam

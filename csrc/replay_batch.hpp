@@ -1,6 +1,7 @@
 // Where the rows of a batch go, and how they get there.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -32,10 +33,18 @@ struct BatchArrays {
 // Copies tokens. Small texts go by whole blocks: a text owns the memory up to the next block, and
 // what is written too much is overwritten by the next text; the last ones are copied exactly.
 inline void gather(const std::vector<Span>& spans, std::size_t tokens, std::int32_t* to) {
-  constexpr std::size_t kAhead = 12;  // spans; hides the misses of one text behind others
+  // Of a text that comes some texts later, as many lines as can be under way; those behind follow
+  // by themselves, as reading goes on in a straight line.
+  constexpr std::size_t kAhead = 8;
+  constexpr std::size_t kLine = 64 / sizeof(std::int32_t);
+  constexpr std::size_t kMost = 16 * kLine;
   std::size_t left = tokens;
   for (std::size_t i = 0; i < spans.size(); ++i) {
-    if (i + kAhead < spans.size()) __builtin_prefetch(spans[i + kAhead].data);
+    if (i + kAhead < spans.size()) {
+      const Span& later = spans[i + kAhead];
+      const std::size_t size = std::min(later.size, kMost);
+      for (std::size_t t = 0; t < size; t += kLine) __builtin_prefetch(later.data + t);
+    }
     const Span span = spans[i];
     const std::size_t blocks = (span.size + Span::kPad - 1) / Span::kPad;
     if (blocks <= 4 && blocks * Span::kPad <= left) {

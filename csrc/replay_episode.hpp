@@ -39,7 +39,7 @@ struct Row {
 
 // Readers pick pairs of fields out of these two by word: see StoredSteps.
 static_assert(offsetof(Row, observation) == 0 && offsetof(Row, candidates) == 4 &&
-              offsetof(Row, action) == 8);
+              offsetof(Row, action) == 8 && offsetof(Row, reward) == 12);
 
 struct Event {  // `goal` was achieved by transition `step` of `episode`
   std::int32_t goal;

@@ -1,8 +1,6 @@
 // Interned lists of int32, in memory that does not move.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -15,6 +13,7 @@
 #include <vector>
 
 #include "replay_common.hpp"
+#include "replay_lines.hpp"
 #include "replay_reserved.hpp"
 #include "replay_ring.hpp"
 
@@ -257,18 +256,11 @@ class InternTable {
   // Chunks grow with the table, to whole huge pages in the end: batches gather from all over
   // them, and translating addresses costs as much as the copies when pages are small.
   void new_chunk(std::size_t units) {
-    constexpr std::size_t kHugePage = std::size_t{1} << 21;
     std::size_t bytes = std::max(units * sizeof(Unit), std::min(chunk_bytes_, 2 * kHugePage));
     bytes = std::max(bytes, kSmallestChunk);
-    const bool huge = bytes >= kHugePage;
-    const std::size_t page = huge ? kHugePage : alignof(Unit);
-    bytes = (bytes + page - 1) / page * page;
-    void* memory = std::aligned_alloc(page, bytes);
-    if (memory == nullptr) throw std::bad_alloc();
-    chunks_.emplace_back(static_cast<std::int32_t*>(memory));
-#ifdef MADV_HUGEPAGE
-    if (huge) ::madvise(memory, bytes, MADV_HUGEPAGE);  // advice: nothing depends on it
-#endif
+    const std::size_t whole = bytes >= kHugePage ? kHugePage : alignof(Unit);
+    bytes = (bytes + whole - 1) / whole * whole;
+    chunks_.emplace_back(static_cast<std::int32_t*>(allocate_lines(bytes)));
     chunk_bytes_ += bytes;
     next_ = chunks_.back().get();
     room_ = bytes / sizeof(Unit);
@@ -276,7 +268,7 @@ class InternTable {
 
   void grow_entries() {
     const std::size_t room = std::max<std::size_t>(64, room_for_entries_ * 2);
-    std::shared_ptr<Entry[]> bigger(new Entry[room]);
+    std::shared_ptr<Entry[]> bigger = make_lines<Entry>(room);
     for (std::size_t i = 0; i < count_; ++i) {
       const Entry& e = all_[i];
       bigger.get()[i].set({e.list(), e.size}, e.hash);

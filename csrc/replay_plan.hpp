@@ -1,6 +1,7 @@
 // A batch that was drawn, before its tokens are copied; and goals that a user proposes for it.
 #pragma once
 
+#include <bit>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -16,7 +17,8 @@ struct Draw {
   std::int32_t step;
   std::int32_t goal;
   bool relabeled;
-  double scale = 1.0;  // N * P, of prioritised sampling
+  std::uint64_t first_event;  // at or after `step`; of relabeled rows
+  double scale = 1.0;         // N * P, of prioritised sampling
 };
 
 struct PlannedRow {
@@ -48,8 +50,9 @@ struct Plan {
   std::vector<double> scales;
   std::vector<double> weights;
 
-  void clear() {
-    rows.clear();
+  // For a new batch. Every field of every row will be written.
+  void restart(std::size_t size) {
+    rows.resize(size);
     prompt_spans.clear();
     next_spans.clear();
     scales.clear();
@@ -60,7 +63,7 @@ struct Plan {
 
 class StoredSteps {
  public:
-  StoredSteps(const Store& store, const Episode& e) : rows_(store.rows()), e_(e) {}
+  StoredSteps(const Contents& now, const Episode& e) : rows_(now.rows), e_(e) {}
   std::int32_t observation(std::int32_t i) const {
     return i < e_.length ? word(i, 0)[0] : e_.last_observation;
   }
@@ -68,13 +71,13 @@ class StoredSteps {
     return i < e_.length ? word(i, 0)[1] : e_.last_candidates;
   }
   std::int32_t action(std::int32_t i) const { return word(i, 1)[0]; }
-  Row row(std::int32_t i) const { return rows_.peek(e_.row_begin + static_cast<std::uint64_t>(i)); }
+  float reward(std::int32_t i) const { return std::bit_cast<float>(word(i, 1)[1]); }
 
  private:
   std::array<std::int32_t, 2> word(std::int32_t i, std::size_t which) const {
     return rows_.peek_pair(e_.row_begin + static_cast<std::uint64_t>(i), which);
   }
-  const Ring<Row>& rows_;
+  const Ring<Row>::View& rows_;
   const Episode& e_;
 };
 

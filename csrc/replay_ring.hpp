@@ -8,7 +8,8 @@
 //   W2 fence(release)          begin_writing()
 //   W3 words.store(relaxed)    only then are places below h' written again
 //   W4 tail.store(release)     publish()
-//   R1 tail.load(acquire)      pairs with W4: every element below the tail is wholly there
+//   R1 tail.load(acquire)      pairs with W4: every element below the tail is wholly there, in the
+//                              block that is loaded after it or a later one
 //   R2 words.load(relaxed)
 //   R3 fence(acquire)
 //   R4 head.load(relaxed)      position < head: reject
@@ -26,10 +27,12 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "replay_lines.hpp"
 #include "replay_sync.hpp"
 
 namespace sacglam::replay {
@@ -104,6 +107,7 @@ class Ring {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % sizeof(std::uint64_t) == 0);
   static constexpr std::size_t kWords = sizeof(T) / sizeof(std::uint64_t);
   using Word = typename Sync::template Atomic<std::uint64_t>;
+  struct Block;
 
  public:
   explicit Ring(Reclaimer& reclaimer, std::size_t places = 4) : reclaimer_(reclaimer) {
@@ -144,42 +148,68 @@ class Ring {
     const std::uint64_t first = head();
     return {first, tail()};
   }
-  // Whatever is at this position; may be torn or newer, until still_live() or an enclosing
-  // check says otherwise. The position must have been published at some time.
+  // Of the writer.
   T peek(std::uint64_t position) const {
-    return load(place_of(position), std::make_index_sequence<kWords>());
+    T value;
+    owned_->load(position, value);
+    return value;
   }
-  // One of its words alone, of two 32-bit fields (the first one first).
-  std::array<std::int32_t, 2> peek_pair(std::uint64_t position, std::size_t word) const {
-    return std::bit_cast<std::array<std::int32_t, 2>>(Sync::load_relaxed(place_of(position)[word]));
-  }
-  void prefetch(std::uint64_t position) const { __builtin_prefetch(place_of(position)); }
-  bool still_live(std::uint64_t position) const {
-    Sync::fence_acquire();                         // R3
-    return position >= Sync::load_relaxed(head_);  // R4
-  }
-  bool read(std::uint64_t position, T& value) const {
-    value = peek(position);
-    return still_live(position);
-  }
+
+  // The range and the block that holds it, looked at once for many elements. What is published
+  // later is beyond it; what goes is noticed. (A block that is replaced keeps what it held.)
+  class View {
+   public:
+    explicit View(const Ring& ring) : ring_(&ring) {
+      std::tie(head_, tail_) = ring.range();
+      block_ = Sync::load_acquire(ring.block_);  // after the tail: all below that is in it
+    }
+    std::uint64_t head() const { return head_; }
+    std::uint64_t tail() const { return tail_; }
+    // Whatever is at this position; may be torn or newer, until still_live() or an enclosing
+    // check says otherwise.
+    T peek(std::uint64_t position) const {
+      T value;
+      block_->load(position, value);
+      return value;
+    }
+    // One of its words alone, of two 32-bit fields (the first one first).
+    std::array<std::int32_t, 2> peek_pair(std::uint64_t position, std::size_t word) const {
+      return std::bit_cast<std::array<std::int32_t, 2>>(
+          Sync::load_relaxed(block_->place(position)[word]));
+    }
+    void prefetch(std::uint64_t position) const { __builtin_prefetch(block_->place(position)); }
+    bool still_live(std::uint64_t position) const {
+      Sync::fence_acquire();                                // R3
+      return position >= Sync::load_relaxed(ring_->head_);  // R4
+    }
+    bool read(std::uint64_t position, T& value) const {
+      block_->load(position, value);
+      return still_live(position) && position < tail_;
+    }
+
+   private:
+    const Ring* ring_;
+    std::uint64_t head_, tail_;
+    const Block* block_;
+  };
 
  private:
   struct Block {
     explicit Block(std::size_t places)
-        : mask(places - 1), words(std::make_unique<Word[]>(places * kWords)) {}
+        : mask(places - 1), words(make_lines<Word>(places * kWords)) {}
+    const Word* place(std::uint64_t position) const { return &words[(position & mask) * kWords]; }
+    // Word by word to where they stay: words that were just stored are read back as wider ones
+    // only after a wait.
+    void load(std::uint64_t position, T& value) const {
+      const Word* from = place(position);
+      for (std::size_t i = 0; i < kWords; ++i) {
+        const std::uint64_t word = Sync::load_relaxed(from[i]);
+        std::memcpy(reinterpret_cast<std::byte*>(&value) + i * sizeof word, &word, sizeof word);
+      }
+    }
     std::uint64_t mask;  // places - 1, a power of two less one
-    std::unique_ptr<Word[]> words;
+    Lines<Word> words;
   };
-
-  const Word* place_of(std::uint64_t position) const {
-    const Block* block = Sync::load_acquire(block_);
-    return &block->words[(position & block->mask) * kWords];
-  }
-  // Word by word into registers: a loop through memory costs more than the reads.
-  template <std::size_t... I>
-  static T load(const Word* place, std::index_sequence<I...>) {
-    return std::bit_cast<T>(std::array<std::uint64_t, kWords>{Sync::load_relaxed(place[I])...});
-  }
 
   void set_block(std::shared_ptr<Block> block) {
     // Release: a reader of the new block finds in it what was copied. The old block keeps what

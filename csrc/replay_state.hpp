@@ -175,9 +175,10 @@ inline std::vector<Op> read_ops(Reader& reader, bool nested) {
 }
 
 // False when the episode was evicted before all of it was copied.
-inline bool write_episode(const Store& store, std::uint64_t id, Writer& writer) {
+inline bool write_episode(const Store& store, const Contents& now, std::uint64_t id,
+                          Writer& writer) {
   Episode e;
-  if (!store.episodes().read(id, e)) return false;
+  if (!now.episodes.read(id, e)) return false;
   writer.put(e.label);
   writer.put(e.goal);
   writer.put(e.length);
@@ -186,29 +187,29 @@ inline bool write_episode(const Store& store, std::uint64_t id, Writer& writer) 
   writer.put(e.last_candidates);
   writer.put(e.terminated);
   writer.put(e.truncated);
-  const StoredSteps steps(store, e);
+  const StoredSteps steps(now, e);
   for (std::int32_t t = 0; t < e.length; ++t) {
-    const Row row = steps.row(t);
-    writer.put(row.observation);
-    writer.put(row.candidates);
-    writer.put(row.action);
-    writer.put(row.reward);
+    writer.put(steps.observation(t));
+    writer.put(steps.candidates(t));
+    writer.put(steps.action(t));
+    writer.put(steps.reward(t));
   }
   for (std::uint64_t p = e.event_begin; p < e.event_begin + e.events; ++p) {
-    const Event event = store.events().peek(p);
+    const Event event = now.events.peek(p);
     writer.put(event.step);
     writer.put(event.goal);
   }
   for (std::int32_t t = 0; store.priorities() && t < e.length; ++t) {
     writer.put(store.priorities()->peek(e.row_begin + static_cast<std::uint64_t>(t)));
   }
-  return store.episodes().still_live(id);
+  return now.episodes.still_live(id);
 }
 
 // Runs beside writers, inside a Reclaimer::Guard: holds every episode that the snapshot names,
 // less those evicted while it copies.
 inline Bytes write_state(const State& state, const Snapshot& snapshot, const Settings& settings) {
   const Store& store = state.store;
+  const Contents now(store);
   // The tables first: the texts of an episode that is still there afterwards were there meanwhile.
   Bytes tables;
   Writer table_writer(tables);
@@ -218,7 +219,7 @@ inline Bytes write_state(const State& state, const Snapshot& snapshot, const Set
   Writer body(episodes);
   std::uint64_t first = snapshot.first_episode;
   for (std::uint64_t id = first; id < snapshot.end_episode; ++id) {
-    if (!write_episode(store, id, body)) {  // and so all before it are gone as well
+    if (!write_episode(store, now, id, body)) {  // and so all before it are gone as well
       episodes.clear();
       first = id + 1;
     }
@@ -226,7 +227,7 @@ inline Bytes write_state(const State& state, const Snapshot& snapshot, const Set
   const bool whole = first == snapshot.first_episode;
   std::uint64_t evicted = snapshot.evicted_steps;
   Episode oldest;
-  if (!whole && first < snapshot.end_episode && store.episodes().read(first, oldest)) {
+  if (!whole && first < snapshot.end_episode && now.episodes.read(first, oldest)) {
     evicted += oldest.row_begin - snapshot.first_row;
   } else if (!whole) {
     evicted = store.rows().head() - snapshot.first_row + snapshot.evicted_steps;

@@ -143,6 +143,20 @@ class Store {
   std::uint64_t next_label_ = 0;
 };
 
+// A moment's contents, for a reader who looks at much of them. The episodes come first: all that
+// these refer to is in what is looked at later. (What is newer than they are counts as not there.)
+struct Contents {
+  explicit Contents(const Store& store)
+      : episodes(store.episodes()),
+        events(store.events()),
+        rows(store.rows()),
+        her_rows(store.her_rows()) {}
+  Ring<Episode>::View episodes;
+  Ring<Event>::View events;
+  Ring<Row>::View rows;
+  Ring<std::uint64_t>::View her_rows;
+};
+
 inline std::uint64_t Store::add(const EpisodeInput& input, std::optional<std::uint64_t> given) {
   const std::uint64_t id = episodes_.next();
   const std::uint64_t label = given.value_or(next_label_);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "replay_plan.hpp"
@@ -10,21 +11,19 @@ namespace sacglam::replay {
 
 class Targets {
  public:
-  Targets(const Settings& settings, const Store& store) : settings_(settings), store_(store) {}
+  Targets(const Settings& settings, const Contents& now) : settings_(settings), now_(now) {
+    for (std::size_t k = 1; k < powers_.size(); ++k) powers_[k] = powers_[k - 1] * settings.gamma;
+  }
 
   // Position of the first event of `e` at or after `step`.
   std::uint64_t first_event_from(const Episode& e, std::int32_t step) const {
-    std::uint64_t low = e.event_begin;
-    std::uint64_t high = e.event_begin + e.events;
-    while (low < high) {
-      const std::uint64_t middle = low + (high - low) / 2;
-      if (store_.events().peek_pair(middle, 0)[1] < step) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+    // Halving in as many rounds for any answer, and without a branch on what is found: half of
+    // those would be mispredicted.
+    const auto before = [&](std::uint64_t p) { return now_.events.peek_pair(p, 0)[1] < step; };
+    std::uint64_t first = e.event_begin;
+    std::uint64_t n = e.events;
+    for (; n > 1; n -= n / 2) first += before(first + n / 2 - 1) ? n / 2 : 0;
+    return first + (n > 0 && before(first) ? 1 : 0);
   }
 
   // The n-step target. Until the check in Sampler::add_row() what is read may be torn: it is only
@@ -33,13 +32,13 @@ class Targets {
   bool target(const Draw& draw, PlannedRow& row, const std::uint8_t* hits = nullptr,
               const float* rewards = nullptr) const {
     const Episode& e = draw.episode;
-    const StoredSteps steps(store_, e);
+    const StoredSteps steps(now_, e);
     const std::int32_t t = draw.step;
     const std::int32_t goal = draw.goal;
     const bool relabeled = draw.relabeled;
     std::int32_t m = std::min(settings_.n_step, e.length - t);
     double reward = 0.0;
-    double gamma_m = 1.0;
+    double gamma_k = 1.0;
     bool terminal = false;
     if (relabeled) {
       // Under another goal the recorded rewards and termination say nothing: only a hit ends.
@@ -49,8 +48,8 @@ class Targets {
         terminal = true;
       }
       const std::uint64_t end = e.event_begin + e.events;
-      for (std::uint64_t p = first_event_from(e, t); hits == nullptr && p < end; ++p) {
-        const auto [event_goal, event_step] = store_.events().peek_pair(p, 0);
+      for (std::uint64_t p = draw.first_event; hits == nullptr && p < end; ++p) {
+        const auto [event_goal, event_step] = now_.events.peek_pair(p, 0);
         if (event_step < t) return false;
         if (event_step >= t + m) break;
         if (event_goal == goal) {
@@ -59,32 +58,29 @@ class Targets {
           break;
         }
       }
-      double at_hit = 1.0;
-      for (std::int32_t k = 0; k < m; ++k) {
-        at_hit = gamma_m;
-        if (rewards != nullptr) reward += gamma_m * static_cast<double>(rewards[k]);
-        gamma_m *= settings_.gamma;
+      for (std::int32_t k = 0; rewards != nullptr && k < m; ++k) {
+        reward += gamma_k * static_cast<double>(rewards[k]);
+        gamma_k *= settings_.gamma;
       }
       if (terminal && rewards == nullptr)
-        reward += at_hit * static_cast<double>(settings_.her_reward);
+        reward += power(m - 1) * static_cast<double>(settings_.her_reward);
     } else {
       for (std::int32_t k = 0; k < m; ++k) {
-        reward += gamma_m * static_cast<double>(steps.row(t + k).reward);
-        gamma_m *= settings_.gamma;
+        reward += gamma_k * static_cast<double>(steps.reward(t + k));
+        gamma_k *= settings_.gamma;
       }
       terminal = e.terminated != 0 && t + m == e.length;
     }
-    const Row stored = steps.row(t);
     row.episode = e.label;
     row.position = e.row_begin + static_cast<std::uint64_t>(t);
     row.step = t;
     row.goal = goal;
-    row.candidates = stored.candidates;
+    row.candidates = steps.candidates(t);
     row.next_candidates = steps.candidates(t + m);
-    row.action = stored.action;
+    row.action = steps.action(t);
     row.steps = m;
     row.n_step_return = static_cast<float>(reward);
-    row.discount = terminal ? 0.0F : static_cast<float>(gamma_m);
+    row.discount = terminal ? 0.0F : static_cast<float>(power(m));
     row.relabeled = relabeled;
     return true;
   }
@@ -93,18 +89,18 @@ class Targets {
   void ask(const Draw& draw, std::size_t i, GoalRequest& out) const {
     const Episode& e = draw.episode;
     const std::int32_t t = draw.step;
-    const StoredSteps steps(store_, e);
+    const StoredSteps steps(now_, e);
     for (std::size_t k = 0; k <= out.width; ++k) {
       const auto at = t + static_cast<std::int32_t>(k);
       out.observations.push_back(at <= e.length ? steps.observation(at) : -1);
     }
     const std::uint64_t end = e.event_begin + e.events;
     for (std::uint64_t p = first_event_from(e, t); p < end; ++p) {
-      const auto [goal, step] = store_.events().peek_pair(p, 0);
+      const auto [goal, step] = now_.events.peek_pair(p, 0);
       out.achieved.push_back(goal);
       out.achieved_steps.push_back(step);
     }
-    if (!store_.episodes().still_live(draw.id)) {
+    if (!now_.episodes.still_live(draw.id)) {
       out.observations.resize(out.row.size() * (out.width + 1));
       const auto events = static_cast<std::size_t>(out.achieved_offsets.back());
       out.achieved.resize(events);
@@ -120,8 +116,17 @@ class Targets {
   }
 
  private:
+  // gamma^k, by repeated multiplication; looked up where it is short.
+  double power(std::int32_t k) const {
+    const auto last = static_cast<std::int32_t>(powers_.size()) - 1;
+    double p = powers_[static_cast<std::size_t>(std::min(k, last))];
+    for (; k > last; --k) p *= settings_.gamma;
+    return p;
+  }
+
   const Settings& settings_;
-  const Store& store_;
+  const Contents& now_;
+  std::array<double, 16> powers_{1.0};
 };
 
 }  // namespace sacglam::replay

@@ -67,48 +67,62 @@ class Template {
       tokens += span.size;
     };
     for (const Op& op : ops_) {
+      std::int32_t text = op.arg;
       switch (op.kind) {
         case Op::kLiteral:
-          put(op.arg);
           break;
         case Op::kGoal:
-          put(goal);
+          text = goal;
           break;
         case Op::kObservation:
-          put(steps.observation(t));
+          text = steps.observation(t);
           break;
-        case Op::kActions: {
-          const Span set = tables.sets[steps.candidates(t)];
-          for (std::size_t i = 0; i < set.size; ++i) {
-            if (i > 0) put(op.arg);
-            put(set.data[i]);
-          }
-          break;
-        }
+        case Op::kActions:
+          put_actions(tables, op, steps.candidates(t), put);
+          continue;
         case Op::kHistory:
-          for (std::int32_t i = t - std::min(op.arg, t); i < t; ++i) {
-            for (const Op& part : op.body) {
-              if (part.kind == Op::kLiteral) {
-                put(part.arg);
-              } else if (part.kind == Op::kObservation) {
-                put(steps.observation(i));
-              } else {
-                const Span set = tables.sets[steps.candidates(i)];
-                const auto chosen = static_cast<std::size_t>(steps.action(i));
-                if (chosen >= set.size) return kTorn;
-                put(set.data[chosen]);
-              }
-            }
-          }
-          break;
+          if (!put_history(tables, op, steps, t, put)) return kTorn;
+          continue;
         case Op::kAction:
-          break;  // refused on construction
+          continue;  // refused on construction
       }
+      put(text);
     }
     return tokens;
   }
 
  private:
+  template <class Put>
+  static void put_actions(const Tables& tables, const Op& op, std::int32_t candidates,
+                          const Put& put) {
+    const Span set = tables.sets[candidates];
+    for (std::size_t i = 0; i < set.size; ++i) {
+      if (i > 0) put(op.arg);
+      put(set.data[i]);
+    }
+  }
+
+  // False for a step that is being overwritten.
+  template <class Steps, class Put>
+  static bool put_history(const Tables& tables, const Op& op, const Steps& steps, std::int32_t t,
+                          const Put& put) {
+    for (std::int32_t i = t - std::min(op.arg, t); i < t; ++i) {
+      for (const Op& part : op.body) {
+        std::int32_t text = part.arg;
+        if (part.kind == Op::kObservation) {
+          text = steps.observation(i);
+        } else if (part.kind == Op::kAction) {
+          const Span set = tables.sets[steps.candidates(i)];
+          const auto chosen = static_cast<std::size_t>(steps.action(i));
+          if (chosen >= set.size) return false;
+          text = set.data[chosen];
+        }
+        put(text);
+      }
+    }
+    return true;
+  }
+
   static void check_history(const Op& op, const Tables& tables) {
     if (op.arg < 1) {
       throw ReplayFault("template history: the number of steps must be at least 1, got " +

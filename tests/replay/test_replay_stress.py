@@ -81,7 +81,7 @@ def test_producers_that_die_at_any_step_leave_every_sample_valid(tmp_path, sanit
 MUTANTS = {
     "readers do not check the head": (
         "replay_ring.hpp",
-        "return position >= Sync::load_relaxed(head_);",
+        "return position >= Sync::load_relaxed(ring_->head_);",
         "return true;",
     ),
     "the tail is published before the words": (
@@ -92,7 +92,7 @@ MUTANTS = {
     ),
     "an episode is not checked again after it was read": (
         "replay_sampler.hpp",
-        "if (!store_.episodes().still_live(a.draw.id)) return false;",
+        "if (!now_.episodes.still_live(a.draw.id)) return false;",
         "",
     ),
     "memory is freed under the readers": (

@@ -360,16 +360,15 @@ class ReplayBuffer:
             return Batch._make(self._draw(batch_size, None, beta))
         if not isinstance(out, Batch):
             raise ReplayError(f"out must be a Batch, got {type(out).__name__}; see Batch.allocate")
-        self._draw(batch_size, tuple(out), beta)
+        tokens, next_tokens, exact = self._draw(batch_size, out, beta)
+        prompt, next_prompt = out.prompt_ids[:tokens], out.next_prompt_ids[:next_tokens]
+        if exact:  # the usual case; slices cost as much as some dozen rows
+            return Batch._make((prompt, *out[1:3], next_prompt, *out[4:]))
         b = int(batch_size)
-        lengths = [b] * len(out)
-        lengths[0], lengths[1] = int(out.prompt_offsets[b]), b + 1
-        lengths[3], lengths[4] = int(out.next_prompt_offsets[b]), b + 1
-        arrays: tuple[NDArray[Any], ...] = tuple(out)
-        return Batch._make(
-            array if len(array) == n else array[:n]
-            for array, n in zip(arrays, lengths, strict=True)
-        )
+        rows = [array[:b] for array in out[4:]]
+        rows[0] = out.next_prompt_offsets[: b + 1]
+        offsets = out.prompt_offsets[: b + 1]
+        return Batch._make((prompt, offsets, out.candidates[:b], next_prompt, *rows))
 
     def _draw(self, batch_size: int, out: Any, beta: float | None) -> tuple[Any, ...]:
         weight = self._settings["priority_beta"] if beta is None else real("beta", beta, 0.0, 10.0)

@@ -24,8 +24,8 @@ using TestRing = Ring<std::uint64_t, RelacySync>;
 // What the element at a position holds, in any lap; no place ever holds it at another one.
 std::uint64_t element(std::uint64_t position) { return position * 10 + 7; }
 
-// The writer is thread 0. The reader walks the sampler's whole path: range, peek, check. It takes
-// the oldest element, which the writer is about to overwrite, or the newest one.
+// The writer is thread 0. The reader walks the sampler's whole path: a view, and a checked read. It
+// takes the oldest element, which the writer is about to overwrite, or the newest one.
 template <class Derived, bool kNewest>
 struct RingTest : rl::test_suite<Derived, 2> {
   struct Made {
@@ -45,11 +45,11 @@ struct RingTest : rl::test_suite<Derived, 2> {
   void thread(unsigned index) {
     TestRing& ring = made->ring;
     if (index == 0) return Derived::write(ring);
-    const auto [head, tail] = ring.range();
-    RL_ASSERT(head < tail);  // a store that held something is never seen empty
-    const std::uint64_t position = kNewest ? tail - 1 : head;
+    const TestRing::View view(ring);
+    RL_ASSERT(view.head() < view.tail());  // a store that held something is never seen empty
+    const std::uint64_t position = kNewest ? view.tail() - 1 : view.head();
     std::uint64_t value = 0;
-    if (ring.read(position, value)) RL_ASSERT(value == element(position));
+    if (view.read(position, value)) RL_ASSERT(value == element(position));
   }
 
   static void evict_to(TestRing& ring, std::uint64_t head) {
