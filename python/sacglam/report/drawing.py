@@ -101,8 +101,8 @@ def add_legend(figure: Figure, lines: list[Line2D], kinds: list[Line2D]) -> None
         rows = [row + [blank] * (columns - len(row)) for row in rows]
         by_column = [[row[c] for row in rows] for c in range(columns)]
         longest = [max(len(str(h.get_label())) for h in column) for column in by_column]
-        # Estimated in inches: about 3.8 points a character, 38 for the handle and the spacing.
-        if sum(3.8 * n + 38 for n in longest) / 72 <= WIDTH_IN:
+        # Estimated in inches: about 4.4 points a character, 38 for the handle and the spacing.
+        if sum(4.4 * n + 38 for n in longest) / 72 <= WIDTH_IN:
             break
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.16 * len(rows) + 0.1)
