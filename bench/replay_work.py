@@ -83,7 +83,7 @@ def gather_floor(work: Workload) -> Callable[[], object]:
     """The bound that memory sets: copies what a batch takes from places all over memory, and
     nothing else. That is the observations of s and of s', three steps on, and B records of steps,
     24 bytes each, from which candidates, actions and rewards come. Goals and action texts are few,
-    stay in the caches, and are not counted; nor is what is written of each row (62 bytes)."""
+    stay in the caches, and are not counted; nor is what is written of each row (69 bytes)."""
     records = np.zeros((work.steps, 6), np.int32)
     rows, texts = np.empty((B, 6), np.int32), np.empty((2 * B, work.tokens), np.int32)
     # So many batches that none finds in the caches what it took the last time.

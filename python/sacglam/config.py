@@ -134,6 +134,7 @@ class EvalConfig:
     episodes: int = 300  # episodes of the final evaluation
     interval_episodes: int = 100  # episodes of those while training
     greedy: bool = True  # the most probable action, or sample
+    temperature: float = 1.0  # of sampled actions: drawn from pi^(1 / temperature)
 
 
 @dataclass(frozen=True)
@@ -351,6 +352,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "optim.actor_weight": (0, 1e6, False),
     "eval.interval": (0, 1 << 60, True),
     "eval.episodes": (1, 1 << 40, True),
+    "eval.temperature": (0, 1e6, False),
     "eval.interval_episodes": (1, 1 << 40, True),
     "total_steps": (1, 1 << 60, True),
     "learning_starts": (0, 1 << 60, True),

@@ -79,7 +79,7 @@ _BABYAI: dict[str, Any] = {
     "model.heads": 8,
     "prompt.history": 0,
     "sac.n_step": 1,
-    "sac.alpha": 0.01,
+    "sac.alpha": 0.005,
     "sac.explore": 0.3,
     "sac.target_rate": 0.03,
     "replay.her_ratio": 0.8,
@@ -87,6 +87,7 @@ _BABYAI: dict[str, Any] = {
     "optim.lr": 7e-4,
     "steps_per_update": 8.0,
     "eval.greedy": False,
+    "eval.temperature": 2.0,  # one who does not remember goes to and fro otherwise
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -33,6 +34,21 @@ def test_explored_share_is_uniform_over_what_is_admissible(decided: Any, explore
             own = float(k == best[b]) * (1 - explore)
             expected = own + explore / len(actions) if k < len(actions) else 0.0
             assert abs(float(shares[k, b]) - expected) < 0.03, (b, k)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_sampled_shares_follow_the_temperature(make_policy: Any, temperature: float):
+    policy = make_policy("llama", torch.float32)
+    draws = 4000
+    forest = policy._pack_texts(PROMPTS * draws, ACTIONS * draws, leaves=False)
+    chosen = policy.choose(
+        forest, temperature=temperature, generator=torch.Generator().manual_seed(0)
+    ).view(draws, 2)
+    for b, score in enumerate(policy.score(PROMPTS, ACTIONS)):
+        weight = [math.exp(x / temperature) for x in score.log_pi.tolist()]
+        for k in range(4):
+            expected = weight[k] / sum(weight) if k < len(weight) else 0.0
+            assert abs(float((chosen[:, b] == k).float().mean()) - expected) < 0.03, (b, k)
 
 
 def test_greedy_takes_the_most_probable(make_policy: Any):

@@ -21,7 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train an agent", allow_abbrev=False)
     train.add_argument("--config", metavar="FILE", help="YAML with any of the fields below")
-    train.add_argument("--preset", metavar="NAME", help="settings by name: paper, magellan, glam, babyai")
+    train.add_argument(
+        "--preset", metavar="NAME", help="settings by name: paper, magellan, glam, babyai"
+    )
     train.add_argument("--resume", metavar="DIR", help="continue the run in DIR")
     train.set_defaults(run="train")
     if len(sys.argv) < 2 or sys.argv[1] == "train" or "pytest" in sys.modules:

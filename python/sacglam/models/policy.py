@@ -310,18 +310,23 @@ class Policy:
         *,
         greedy: bool = False,
         explore: float = 0.0,
+        temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Index of the chosen candidate per row of the forest; int64 [B].
 
-        greedy: the most probable one; else drawn from (1 - explore) pi + explore uniform.
+        greedy: the most probable one; else drawn from (1 - explore) pi' + explore uniform, where
+        pi' is pi^(1 / temperature), normalised.
         """
         with torch.no_grad():
             scores = self.forward(forest, with_q=False)
         if greedy:
             return scores.log_pi.masked_fill(~scores.mask, -torch.inf).argmax(-1)
         uniform = scores.mask / scores.mask.sum(-1, keepdim=True)
-        pi = torch.lerp(scores.pi, uniform.to(scores.pi.dtype), explore)
+        pi = scores.pi
+        if temperature != 1.0:
+            pi = (scores.log_pi / temperature).masked_fill(~scores.mask, -torch.inf).softmax(-1)
+        pi = torch.lerp(pi, uniform.to(scores.pi.dtype), explore)
         return torch.multinomial(pi, 1, generator=generator).squeeze(-1)
 
     def _pack_texts(

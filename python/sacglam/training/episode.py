@@ -74,11 +74,14 @@ def choose_actions(
     *,
     greedy: bool = False,
     explore: float = 0.0,
+    temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[int]:
     """Index of the action that the policy takes in each episode; options as `Policy.choose`."""
     forest = pack_episodes(policy, episodes, leaves=False)
-    return policy.choose(forest, greedy=greedy, explore=explore, generator=generator).tolist()
+    return policy.choose(
+        forest, greedy=greedy, explore=explore, temperature=temperature, generator=generator
+    ).tolist()
 
 
 def pack_episodes(policy: Policy, episodes: Sequence[Episode], *, leaves: bool) -> Forest:

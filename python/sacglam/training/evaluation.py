@@ -16,12 +16,14 @@ from .seeds import EVAL_EPISODES, RANDOM_POLICY, derive, episode_seed, generator
 Chooser = Callable[[Sequence[int], Sequence[Episode]], list[int]]
 
 
-def policy_chooser(policy: Policy, *, greedy: bool, seed: int) -> Chooser:
+def policy_chooser(policy: Policy, *, greedy: bool, temperature: float = 1.0, seed: int) -> Chooser:
     """Actions of a policy; sampling has a generator of its own, seeded."""
     noise = generator(seed, EVAL_EPISODES)
 
     def choose(_: Sequence[int], episodes: Sequence[Episode]) -> list[int]:
-        return choose_actions(policy, episodes, greedy=greedy, generator=noise)
+        return choose_actions(
+            policy, episodes, greedy=greedy, temperature=temperature, generator=noise
+        )
 
     return choose
 

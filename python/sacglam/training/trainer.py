@@ -223,7 +223,7 @@ class Trainer:
         seed, config = self.config.seed, self.config.eval
         choosers = {
             "policy": lambda: evaluation.policy_chooser(
-                self.policy, greedy=config.greedy, seed=seed
+                self.policy, greedy=config.greedy, temperature=config.temperature, seed=seed
             ),
             "random": lambda: evaluation.random_chooser(seed),
             "expert": lambda: evaluation.expert_chooser(self._eval_envs),
