@@ -175,7 +175,6 @@ class ReplayBuffer {
     return log_->fits(end - begin, static_cast<std::size_t>(std::max<std::int64_t>(events, 0)));
   }
   bool frees() const { return settings_.capacity_bytes > 0; }
-  // Under both mutexes. The position of the next episode.
   std::int32_t intern(const InternTable& table, const std::vector<std::int32_t>& ids,
                       std::int32_t (Tables::*add)(const std::int32_t*, std::size_t),
                       void (Lifetimes::*touch)(std::int32_t, std::uint64_t)) {
@@ -189,6 +188,7 @@ class ReplayBuffer {
     (*owned_->lives.*touch)(id, episode);
     return id;
   }
+  // Under both mutexes. The position of the next episode.
   std::uint64_t ready_to_intern(const InternTable& table, const std::vector<std::int32_t>& ids) {
     const std::size_t more =
         table.find(ids.data(), ids.size()) < 0 ? InternTable::bytes_of(ids.size()) : 0;

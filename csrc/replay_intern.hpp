@@ -257,9 +257,7 @@ class InternTable {
   // them, and translating addresses costs as much as the copies when pages are small.
   void new_chunk(std::size_t units) {
     std::size_t bytes = std::max(units * sizeof(Unit), std::min(chunk_bytes_, 2 * kHugePage));
-    bytes = std::max(bytes, kSmallestChunk);
-    const std::size_t whole = bytes >= kHugePage ? kHugePage : alignof(Unit);
-    bytes = (bytes + whole - 1) / whole * whole;
+    bytes = whole_units(std::max(bytes, kSmallestChunk));
     chunks_.emplace_back(static_cast<std::int32_t*>(allocate_lines(bytes)));
     chunk_bytes_ += bytes;
     next_ = chunks_.back().get();

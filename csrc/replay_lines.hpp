@@ -23,16 +23,23 @@ using Lines = std::unique_ptr<T[], FreeLines>;
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
+constexpr std::size_t unit_of(std::size_t bytes) {
+  constexpr std::size_t kLine = 64;
+  return bytes >= kHugePage ? kHugePage : kLine;
+}
+// As many as are used up by an array of `bytes`.
+constexpr std::size_t whole_units(std::size_t bytes) {
+  return (bytes + unit_of(bytes) - 1) / unit_of(bytes) * unit_of(bytes);
+}
+
 // Memory for `bytes`. Who draws from all over a large array pays as much for the translation of
 // addresses as for the data when pages are small.
 inline void* allocate_lines(std::size_t bytes) {
-  constexpr std::size_t kLine = 64;
-  const bool huge = bytes >= kHugePage;
-  const std::size_t unit = huge ? kHugePage : kLine;
-  void* memory = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
+  void* memory = std::aligned_alloc(unit_of(bytes), whole_units(bytes));
   if (memory == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (huge) ::madvise(memory, bytes, MADV_HUGEPAGE);  // advice: nothing depends on it
+  // Advice: nothing depends on it.
+  if (bytes >= kHugePage) ::madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
   return memory;
 }

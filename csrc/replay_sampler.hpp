@@ -71,10 +71,7 @@ class Sampler {
     GoalRequest request;
     std::vector<std::size_t> offered;
     for (std::size_t i = 0; i < rows; ++i) {
-      for (; !all[i].ready; ++out.redrawn) {
-        look_again();
-        all[i].ready = draw(all[i]);
-      }
+      for (; !all[i].ready; ++out.redrawn) draw_again(all[i]);
       if ((i + 1) * share / rows == i * share / rows) continue;
       offered.push_back(i);
       const auto most = static_cast<std::size_t>(
@@ -153,8 +150,9 @@ class Sampler {
     }
   }
 
-  // All of a group take each step before any takes the next: what a step needs was asked for by
-  // the one before, and is on its way while the other rows are worked on.
+  // Everything but the prompts. All of a group take each step before any takes the next: what a
+  // step needs was asked for by the one before, and is on its way while the other rows are worked
+  // on. A step is false when a writer is seen to have overtaken it.
   template <bool (Sampler::*kStep)(Attempt&)>
   void each(Attempt* group, std::size_t size) {
     for (std::size_t j = 0; j < size; ++j) {
@@ -167,10 +165,6 @@ class Sampler {
     each<&Sampler::find_step>(group, size);
     each<&Sampler::choose_goal>(group, size);
     each<&Sampler::compute>(group, size);
-  }
-  // Everything but the prompts. Each step is false when a writer is seen to have overtaken it.
-  bool draw(Attempt& a) {
-    return begin(a) && find_episode(a) && find_step(a) && choose_goal(a) && compute(a);
   }
 
   bool begin(Attempt& a) {
@@ -328,15 +322,16 @@ class Sampler {
       out.next_spans.resize(next_spans);
       ++out.redrawn;
       if (attempt >= kAttempts) a.relabel = false;
-      look_again();
-      a.ready = draw(a);
+      draw_again(a);
     }
   }
 
-  // The head has moved on, perhaps by more than a lap.
-  void look_again() {
+  // Of the contents as they are now: the head has moved on, perhaps by more than a lap.
+  void draw_again(Attempt& a) {
     now_ = Contents(store_);
     if (priorities_) priorities_->renew();
+    a.ready = true;
+    draw_group(&a, 1);
   }
 
   template <class View>
