@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sacglam import Trainer
+from sacglam import Callback, Trainer
 from sacglam.replay import ReplayBuffer
 from sacglam.training.episode import Episode, prompts_of
 from sacglam.training.subgoals import WITHIN_REACH, Subgoals, preference
@@ -72,7 +72,8 @@ def test_a_share_of_the_episodes_pursues_a_known_goal_and_keeps_its_own(
     trainer = Trainer(quick_config(**{"sac.subgoals": 0.5, "total_steps": 1200}))
     watched = _watched(trainer, 0.5)
     own: Counter[int] = Counter()
-    trainer.callbacks.append(_Counting(own, trainer))
+    texts: Any = trainer.algorithm.texts
+    trainer.callbacks.append(_Counting(own, texts))
     trainer.train()
     assert len(watched.given) > 30
     assert 0.35 < len(watched.given) / watched.begun < 0.65
@@ -85,18 +86,14 @@ def test_a_share_of_the_episodes_pursues_a_known_goal_and_keeps_its_own(
         assert episode.aim == episode.goal
 
 
-class _Counting:
+class _Counting(Callback):
     """Counts the goals of finished episodes, as ids of the buffer."""
 
-    def __init__(self, counts: Counter[int], trainer: Trainer) -> None:
-        self._counts, self._texts = counts, trainer.algorithm.texts  # type: ignore[attr-defined]
+    def __init__(self, counts: Counter[int], texts: Any) -> None:
+        self._counts, self._texts = counts, texts
 
     def on_episode(self, result: Any) -> None:
         self._counts[self._texts.goal(result.goal)] += 1
-
-    def on_log(self, metrics: Any) -> None: ...
-    def on_checkpoint(self, folder: Any) -> None: ...
-    def on_interrupt(self) -> None: ...
 
 
 def test_the_prompt_asks_for_the_subgoal_until_it_is_reached(quick_config: Any):

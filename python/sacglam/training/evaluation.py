@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import EvalConfig
 from ..envs.vector import VectorEnv
 from ..models.policy import Policy
 from .episode import Episode, EpisodeResult, choose_actions
@@ -16,13 +17,18 @@ from .seeds import EVAL_EPISODES, RANDOM_POLICY, derive, episode_seed, generator
 Chooser = Callable[[Sequence[int], Sequence[Episode]], list[int]]
 
 
-def policy_chooser(policy: Policy, *, greedy: bool, temperature: float = 1.0, seed: int) -> Chooser:
-    """Actions of a policy; sampling has a generator of its own, seeded."""
+def policy_chooser(policy: Policy, config: EvalConfig, seed: int) -> Chooser:
+    """Actions of a policy, chosen as the configuration says; sampling has a generator of its own,
+    seeded."""
     noise = generator(seed, EVAL_EPISODES)
 
     def choose(_: Sequence[int], episodes: Sequence[Episode]) -> list[int]:
         return choose_actions(
-            policy, episodes, greedy=greedy, temperature=temperature, generator=noise
+            policy,
+            episodes,
+            greedy=config.greedy,
+            temperature=config.temperature,
+            generator=noise,
         )
 
     return choose

@@ -116,15 +116,12 @@ def evaluate_run(
         return evaluation.evaluate(envs, chooser, episodes=count, seed=seed, reset_options=options)
 
     state = read_state(latest_checkpoint(folder))
-    chooser = evaluation.policy_chooser(
-        policy, greedy=config.eval.greedy, temperature=config.eval.temperature, seed=seed
-    )
     result = {
         "env_steps": state["env_steps"],
         "updates": state["updates"],
         "wall_s": round(state["wall_s"], 3),
         "cpu_s": round(state["cpu_s"], 3),
-        **measure(chooser),
+        **measure(evaluation.policy_chooser(policy, config.eval, seed)),
         "baseline_random": measure(evaluation.random_chooser(seed)),
         "expert": None,
     }

@@ -9,8 +9,8 @@ of reach). Only behaviour changes: the episode keeps its goal in the replay buff
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,23 +53,24 @@ class Subgoals:
             return
         drawn = torch.rand(len(begun), generator=self._generator)
         begun = [e for e, u in zip(begun, drawn.tolist(), strict=True) if u < self._share]
-        known, asked, goals = self.known, [], []
-        for episode in begun:
-            some = torch.randperm(len(known), generator=self._generator)[:MOST].tolist()
-            goals.append([known[k] for k in some])
-            for goal in goals[-1]:
-                asked.append(copy.copy(episode))
-                asked[-1].goal = goal
-        values = self._values(asked)
-        for k, episode in enumerate(begun):
-            count = len(goals[k])
-            weight = preference(values[k * count : (k + 1) * count])
-            chosen = torch.multinomial(weight, 1, generator=self._generator)
-            episode.subgoal = goals[k][int(chosen)]
+        if not begun:
+            return
+        goals = [self._some_known() for _ in begun]
+        values = self._values(
+            [replace(e, goal=goal) for e, some in zip(begun, goals, strict=True) for goal in some]
+        )
+        for episode, some, value in zip(begun, goals, values.view(len(begun), -1), strict=True):
+            chosen = torch.multinomial(preference(value), 1, generator=self._generator)
+            episode.subgoal = some[int(chosen)]
+
+    def _some_known(self) -> list[str]:
+        known = self.known
+        order = torch.randperm(len(known), generator=self._generator)
+        return [known[k] for k in order[:MOST].tolist()]
 
     def _values(self, episodes: Sequence[Episode]) -> Tensor:
         """Expected Q under the policy, float [B] on the CPU."""
-        values = [torch.empty(0)]
+        values = []
         for start in range(0, len(episodes), ROWS):
             forest = pack_episodes(self._policy, episodes[start : start + ROWS], leaves=True)
             with torch.no_grad():

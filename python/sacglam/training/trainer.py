@@ -222,9 +222,7 @@ class Trainer:
         """Success on fresh episodes of "policy", "random" or "expert"; as in eval.json."""
         seed, config = self.config.seed, self.config.eval
         choosers = {
-            "policy": lambda: evaluation.policy_chooser(
-                self.policy, greedy=config.greedy, temperature=config.temperature, seed=seed
-            ),
+            "policy": lambda: evaluation.policy_chooser(self.policy, config, seed),
             "random": lambda: evaluation.random_chooser(seed),
             "expert": lambda: evaluation.expert_chooser(self._eval_envs),
         }
