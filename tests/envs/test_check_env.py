@@ -125,7 +125,10 @@ def steps_without_end(self: Lights, action: str) -> Any:
 
 
 def forgetful_reset(self: Lights, *, seed: int | None = None, options: Any = None) -> Any:
-    return Lights.reset(self, seed=None, options=options)
+    """Another goal than the last time, whatever the seed; one by chance would be the same one now
+    and then, and nothing to notice."""
+    goals = [goal for goal in self.train_goals if goal != self.goal]
+    return Lights.reset(self, seed=seed, options={"goal": goals[0], **(options or {})})
 
 
 def keeps_no_goal(self: Lights, *, seed: int | None = None, options: Any = None) -> Any:
