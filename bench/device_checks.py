@@ -14,11 +14,19 @@ from sacglam.kernels import (
     attention_reference,
     candidate_softmax,
     candidate_softmax_reference,
+    gated_activation,
+    gated_activation_reference,
+    gated_linear,
+    gated_linear_reference,
     linear_logprob,
     linear_logprob_reference,
     plan_forest,
     plan_segments,
+    rms_norm,
+    rms_norm_reference,
+    rotary_embedding,
 )
+from sacglam.kernels.rotary_embedding import rotate
 
 # Largest |error| / |reference| by dtype: bfloat16 operands, float32 arithmetic.
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -55,6 +63,14 @@ def random_forest(sizes: Sequence[int], prefix: int, seed: int) -> AttentionPlan
     return plan_forest(made[0], made[1], prefix=prefix, pos=made[2])
 
 
+def some_queries(sizes: Sequence[int], seed: int) -> AttentionPlan:
+    """A forest of which two tokens in five are queries."""
+    plan = random_forest(sizes, 0, seed)
+    rng = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(plan.q_total, generator=rng) < 0.4
+    return plan.only(chosen.nonzero().squeeze(1).to(workloads.DEVICE))
+
+
 def random_segments(q_sizes: Sequence[int], k_sizes: Sequence[int]) -> AttentionPlan:
     def starts(sizes: Sequence[int]) -> torch.Tensor:
         return torch.tensor([0, *sizes], device=workloads.DEVICE).cumsum(0).int()
@@ -85,9 +101,13 @@ ATTENTION: dict[str, tuple[Callable[[], AttentionPlan], int, int, int, bool]] = 
     "head dimension 16": (lambda: random_forest([9, 40], 3, 9), 2, 2, 16, False),
     "encoder, bias": (lambda: random_segments(RAGGED, RAGGED), 12, 12, 64, True),
     "cross-attention": (lambda: random_segments(TRIES, RAGGED), 12, 12, 64, False),
+    "some queries, 14/2 heads": (lambda: some_queries(RAGGED, 11), 14, 2, 64, False),
+    "some queries, bias": (lambda: some_queries(TRIES, 12), 4, 4, 64, True),
 }
 # rows, hidden, vocabulary, edges
 HEAD = [(1, 64, 17, 1), (130, 896, 5003, 300), (700, 768, 32_128, 900), (65, 100, 40_000, 80)]
+# rows, model width, inner width
+LAYERS = [(1, 64, 128), (1000, 896, 4864), (777, 768, 2048), (300, 100, 260)]
 # name -> (prompts, candidates, tokens per candidate)
 POLICY = {
     "256 prompts": (256, 12, 5),
@@ -103,13 +123,18 @@ def tasks() -> list[tuple[str, Any, Any]]:
     return [
         *(("attention", name, dtype) for name in ATTENTION for dtype in both),
         *(("head", shape, dtype) for shape in HEAD for dtype in both),
+        *((kind, shape, dtype) for kind in ("norm", "gate") for shape in LAYERS for dtype in both),
+        *(("rotary", heads, dtype) for heads in ((14, 2, 64), (3, 1, 80)) for dtype in both),
         *(("policy", name, reduction) for name in POLICY for reduction in ("sum", "mean")),
     ]
 
 
 def run_task(kind: str, what: Any, how: Any) -> Result:
     """One check; runs in a worker process, so that kernels are compiled in parallel."""
-    check = {"attention": check_attention, "head": check_head, "policy": check_policy}[kind]
+    check: Callable[[Any, Any], Result] = {
+        "attention": check_attention, "head": check_head, "policy": check_policy,
+        "norm": check_norm, "gate": check_gate, "rotary": check_rotary,
+    }[kind]  # fmt: skip
     return check(what, how)
 
 
@@ -174,3 +199,76 @@ def check_policy(name: str, reduction: Any) -> Result:
     if candidates == 1:  # log_pi and entropy are exactly 0: an absolute error
         errors["log_pi"], errors["entropy"] = (float(x.abs().max()) for x in got[:2])
     return "policy", f"{name}, {reduction}", errors, 1e-4
+
+
+def _random(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(*shape, device=workloads.DEVICE) * scale).to(dtype).requires_grad_()
+
+
+def _errors(
+    names: Sequence[str], got: Sequence[torch.Tensor], want: Sequence[torch.Tensor],
+    leaves: Sequence[torch.Tensor], exact: Sequence[torch.Tensor],
+) -> dict[str, float]:  # fmt: skip
+    """Relative errors of results and of the gradients to all inputs."""
+    weights = [torch.randn_like(x) for x in want]
+    grads = [
+        torch.autograd.grad(
+            torch.stack([(x.double() * w).sum() for x, w in zip(xs, weights, strict=True)]).sum(),
+            to,
+        )
+        for xs, to in ((got, leaves), (want, exact))
+    ]
+    pairs = zip((*got, *grads[0]), (*want, *grads[1]), strict=True)
+    return {name: relative(a, b) for name, (a, b) in zip(names, pairs, strict=True)}
+
+
+def _doubles(leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [x.detach().double().requires_grad_() for x in leaves]
+
+
+def check_norm(shape: tuple[int, int, int], dtype: torch.dtype) -> Result:
+    rows, dim, _ = shape
+    torch.manual_seed(3)
+    leaves = [_random(rows, dim, dtype=dtype), _random(dim, dtype=dtype),
+              _random(rows, dim, dtype=dtype)]  # fmt: skip
+    exact = _doubles(leaves)
+    got = rms_norm(leaves[0], leaves[1], 1e-6, leaves[2], backend="triton")
+    want = rms_norm_reference(exact[0], exact[1], 1e-6, exact[2])
+    errors = _errors(("y", "z", "dx", "dw", "dadd"), got, want, leaves, exact)
+    return "norm", f"{rows} x {dim}, {dtype}".replace("torch.", ""), errors, TOLERANCE[dtype]
+
+
+def check_gate(shape: tuple[int, int, int], dtype: torch.dtype) -> Result:
+    """The kernel without gradients, and the one that has them."""
+    rows, dim, inner = shape
+    activation: Any = "gelu_tanh" if dim == 768 else "silu"
+    torch.manual_seed(4)
+    x = _random(rows, dim, dtype=dtype)
+    weights = [_random(inner, dim, dtype=dtype, scale=dim**-0.5) for _ in range(2)]
+    with torch.no_grad():
+        got = gated_linear(x, *weights, activation, backend="triton")
+    want = gated_linear_reference(*(t.double() for t in (x, *weights)), activation)
+    errors = {"products": relative(got, want)}
+    leaves = [_random(rows, inner, dtype=dtype) for _ in range(2)]
+    exact = _doubles(leaves)
+    gated = gated_activation(*leaves, activation, backend="triton")
+    exact_gated = gated_activation_reference(*exact, activation)
+    errors |= _errors(("y", "dgate", "dup"), [gated], [exact_gated], leaves, exact)
+    case = f"{rows} x {dim} x {inner}, {activation}, {dtype}"
+    return "gate", case.replace("torch.", ""), errors, TOLERANCE[dtype]
+
+
+def check_rotary(heads: tuple[int, int, int], dtype: torch.dtype) -> Result:
+    h, kv, dim = heads
+    torch.manual_seed(5)
+    leaves = [_random(333, n, dim, dtype=dtype) for n in (h, kv)]
+    tables = [_random(333, dim, dtype=dtype).detach() for _ in range(2)]
+    exact = _doubles(leaves)
+    rotary = (tables[0], tables[1])
+    q, k = (x.transpose(0, 1) for x in leaves)
+    got = rotary_embedding(q, k, rotary, rotary, backend="triton")
+    double = [t.double() for t in tables]
+    want = [rotate(x.transpose(0, 1), double[0], double[1]) for x in exact]
+    errors = _errors(("q", "k", "dq", "dk"), got, want, leaves, exact)
+    case = f"{h}/{kv} heads of {dim}, {dtype}"
+    return "rotary", case.replace("torch.", ""), errors, TOLERANCE[dtype]

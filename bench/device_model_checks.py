@@ -1,5 +1,5 @@
-"""Small Hugging Face models in float32 on the GPU: the packed pass against the prompt repeated for
-every candidate through the stock attention: log-probabilities and LoRA gradients."""
+"""Small Hugging Face models on the GPU: the trunk over a packed forest against the prompt repeated
+for every candidate through stock layers and attention: log-probabilities and LoRA gradients."""
 
 from __future__ import annotations
 
@@ -10,83 +10,82 @@ import device_checkout  # noqa: F401  first: it makes sacglam importable
 import device_workloads as workloads
 import torch
 from device_checks import relative
-from device_models import CANDIDATES, LENGTH, add_lora, use_packed_attention
-from sacglam.kernels import candidate_softmax, linear_logprob, plan_forest, plan_segments
+from device_models import CANDIDATES, LENGTH, Batch, with_lora
+from sacglam.models.scoring import candidate_policy
+from sacglam.models.trunk import Trunk, make_trunk
 from torch import nn
 
 PROMPTS, PROMPT, VOCAB = 5, 70, 1000
-
-
-def _scores(
-    hidden: torch.Tensor, weight: torch.Tensor, pack: workloads.Pack, token: torch.Tensor
-) -> torch.Tensor:
-    logp = linear_logprob(hidden[pack.head_rows], weight, pack.edge_row, token)
-    index = (pack.cand_edge_offsets, pack.cand_edges, pack.prompt_offsets)
-    return candidate_softmax(logp, *index).scores
+Made = tuple[nn.Module, list[nn.Parameter]]
 
 
 def _repeated_scores(rows: torch.Tensor, weight: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    logp = torch.log_softmax(rows @ weight.T, -1).gather(2, token[..., None])
+    logp = torch.log_softmax((rows @ weight.T).double(), -1).gather(2, token[..., None])
     return logp.sum((1, 2))
 
 
-def _texts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(prompts [B, L], the same repeated [B * A, L], candidates [B * A, LENGTH], branches of each
-    prompt [B, A * (LENGTH - 1)])."""
-    torch.manual_seed(5)
-    prompts = torch.randint(VOCAB, (PROMPTS, PROMPT), device=workloads.DEVICE)
-    candidates = torch.randint(VOCAB, (PROMPTS * CANDIDATES, LENGTH), device=workloads.DEVICE)
-    branches = candidates[:, :-1].reshape(PROMPTS, -1)
-    return prompts, prompts.repeat_interleave(CANDIDATES, 0), candidates, branches
+def _packed_scores(trunk: Trunk, batch: Batch) -> torch.Tensor:
+    """[B * A], every prompt's candidates in order."""
+    forest = batch.forest
+    rows = trunk.hidden(forest)[forest.head_rows] * trunk.head_scale
+    return candidate_policy(rows, trunk.head_weight, forest, tau=1.0).log_prob.flatten()
+
+
+def _pair(build: Callable[[], Any], names: tuple[str, ...], dtype: torch.dtype) -> list[Made]:
+    """The same weights twice, adapters too: for ours in `dtype`, for the reference in float64."""
+    made = []
+    for kind in (dtype, torch.float64):
+        torch.manual_seed(0)
+        with torch.device(workloads.DEVICE):
+            model, parameters = with_lora(build().eval(), names)
+        torch.manual_seed(1)
+        for parameter in parameters:  # peft's B starts at zero: gradients would miss half
+            parameter.data = torch.randn_like(parameter) * 0.05
+        model.to(kind)
+        for parameter in parameters:
+            if kind != torch.float64:
+                parameter.data = parameter.data.float()
+        made.append((model, parameters))
+    # The same values, whatever `dtype` rounded away.
+    for a, b in zip(made[0][0].parameters(), made[1][0].parameters(), strict=True):
+        b.data.copy_(a.data)
+    return made
 
 
 def _compare(
     name: str, got: torch.Tensor, want: torch.Tensor, got_from: list[nn.Parameter],
-    want_from: list[nn.Parameter], report: Callable[..., None],
+    want_from: list[nn.Parameter], report: Callable[..., None], tolerance: float,
 ) -> None:  # fmt: skip
     """Scores, and the gradients to each LoRA weight, of which the worst is reported."""
     weight = torch.randn_like(want)
-    got_grads = torch.autograd.grad((got * weight).sum(), got_from)
+    got_grads = torch.autograd.grad((got.double() * weight).sum(), got_from)
     want_grads = torch.autograd.grad((want * weight).sum(), want_from)
     worst = max(map(relative, got_grads, want_grads))
-    report("model", name, {"log p": relative(got, want), "LoRA gradients": worst}, 1e-4)
+    report("model", name, {"log p": relative(got, want), "LoRA gradients": worst}, tolerance)
 
 
-def check_qwen(report: Callable[..., None]) -> None:
+def check_qwen(
+    report: Callable[..., None], dtype: torch.dtype, tolerance: float, shared: int = 0
+) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2,
     )  # fmt: skip
-    with torch.device(workloads.DEVICE):
-        model: Any = Qwen2ForCausalLM(config).eval()
-    parameters = add_lora(model, ("q_proj", "v_proj"))
-    prompts, repeated_prompts, candidates, branches = _texts()
-    pack = workloads.pack(PROMPTS, prompt=PROMPT)
-    plan = plan_forest(pack.end, pack.tree_start)
-    ids = torch.cat([prompts, branches], 1).view(1, -1)
-    weight = model.lm_head.weight
-
-    def packed() -> torch.Tensor:
-        use_packed_attention(model)
-        out = model.model(
-            input_ids=ids, position_ids=pack.pos[None].long(), use_cache=False, plan=plan
-        )
-        return _scores(out.last_hidden_state[0], weight, pack, candidates.flatten())
-
-    def repeated() -> torch.Tensor:
-        model.set_attn_implementation("sdpa")
-        whole = torch.cat([repeated_prompts, candidates[:, :-1]], 1)
-        out = model.model(input_ids=whole, use_cache=False).last_hidden_state
-        return _repeated_scores(out[:, -LENGTH:], weight, candidates)
-
-    _compare("Qwen2, 3 layers, float32", packed(), repeated(), parameters, parameters, report)
+    ours, stock = _pair(lambda: Qwen2ForCausalLM(config), ("q_proj", "v_proj"), dtype)
+    batch = Batch(VOCAB, PROMPTS, shared=shared, length=PROMPT)
+    prompts, candidates = batch.on_device()
+    base: Any = stock[0].get_base_model()  # type: ignore[operator]
+    whole = torch.cat([prompts.repeat_interleave(CANDIDATES, 0), candidates[:, :-1]], 1)
+    out = base.model(input_ids=whole, use_cache=False).last_hidden_state
+    want = _repeated_scores(out[:, -LENGTH:], base.lm_head.weight, candidates)
+    got = _packed_scores(make_trunk(ours[0]), batch)
+    name = f"Qwen2, 3 layers, {dtype}" + (f", {shared} shared" if shared else "")
+    _compare(name.replace("torch.", ""), got, want, ours[1], stock[1], report, tolerance)
 
 
-def check_t5(report: Callable[..., None]) -> None:
-    from sacglam.models.trunk import make_trunk
+def check_t5(report: Callable[..., None], dtype: torch.dtype, tolerance: float) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
@@ -94,39 +93,17 @@ def check_t5(report: Callable[..., None]) -> None:
         num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0,
         decoder_start_token_id=0,
     )  # fmt: skip
-    models: list[Any] = []
-    for _ in range(2):  # the same weights twice: one is patched
-        torch.manual_seed(0)
-        with torch.device(workloads.DEVICE):
-            models.append(T5ForConditionalGeneration(config).eval())
-    stock, model = models
-    make_trunk(model)
-    use_packed_attention(model, model.encoder, model.decoder)
-    lora = []
-    for each in models:
-        torch.manual_seed(1)
-        lora.append(add_lora(each, ("q", "v")))
-    prompts, repeated_prompts, candidates, branches = _texts()
-    pack = workloads.pack(PROMPTS, prompt=1)
-    start = torch.arange(PROMPTS + 1, device=workloads.DEVICE).int() * PROMPT
-    where = torch.arange(PROMPT, device=workloads.DEVICE).int().repeat(PROMPTS)
-    encoder = plan_segments(start, PROMPTS * PROMPT, q_pos=where)
-    decoder = plan_forest(pack.end, pack.tree_start, pos=pack.pos)
-    cross = plan_segments(pack.tree_start, pack.tokens, start, PROMPTS * PROMPT)
-    first = torch.zeros(PROMPTS, 1, dtype=torch.long, device=workloads.DEVICE)
-
-    def packed() -> torch.Tensor:
-        encoded = model.encoder(input_ids=prompts.view(1, -1), plan=encoder).last_hidden_state
-        out = model.decoder(
-            input_ids=torch.cat([first, branches], 1).view(1, -1), use_cache=False,
-            encoder_hidden_states=encoded, plan=decoder, cross_plan=cross,
-        )  # fmt: skip
-        return _scores(out.last_hidden_state[0], model.lm_head.weight, pack, candidates.flatten())
-
-    def repeated() -> torch.Tensor:
-        encoded = stock.encoder(input_ids=repeated_prompts).last_hidden_state
-        rows = torch.cat([first.repeat_interleave(CANDIDATES, 0), candidates[:, :-1]], 1)
-        out = stock.decoder(input_ids=rows, encoder_hidden_states=encoded, use_cache=False)
-        return _repeated_scores(out.last_hidden_state, stock.lm_head.weight, candidates)
-
-    _compare("T5, 3 + 3 layers, float32", packed(), repeated(), lora[1], lora[0], report)
+    ours, stock = _pair(lambda: T5ForConditionalGeneration(config), ("q", "v"), dtype)
+    batch = Batch(VOCAB, PROMPTS, decoder_start=0, length=PROMPT)
+    prompts, candidates = batch.on_device()
+    base: Any = stock[0].get_base_model()  # type: ignore[operator]
+    encoded = base.encoder(input_ids=prompts.repeat_interleave(CANDIDATES, 0)).last_hidden_state
+    first = torch.zeros_like(candidates[:, :1])
+    out = base.decoder(
+        input_ids=torch.cat([first, candidates[:, :-1]], 1), encoder_hidden_states=encoded,
+        use_cache=False,
+    ).last_hidden_state  # fmt: skip
+    want = _repeated_scores(out, base.lm_head.weight, candidates)
+    got = _packed_scores(make_trunk(ours[0]), batch)
+    name = f"T5, 3 + 3 layers, {dtype}".replace("torch.", "")
+    _compare(name, got, want, ours[1], stock[1], report, tolerance)

@@ -1,5 +1,5 @@
-"""End to end on the GPU: unmodified Hugging Face trunks of the headline sizes, random weights, LoRA
-of rank 16 on q and v, from token ids to the policy's log-probabilities (and back)."""
+"""End to end on the GPU: Hugging Face trunks of the headline sizes with random weights and LoRA of
+rank 16 on q and v, from token ids to the policy's log-probabilities (and back)."""
 
 from __future__ import annotations
 
@@ -8,95 +8,74 @@ from typing import Any
 
 import device_checkout  # noqa: F401  first: it makes sacglam importable
 import device_workloads as workloads
+import numpy as np
 import torch
 from device_kernels import Method, Prepare, Record
-from device_workloads import Ceilings, Model, Pack
-from sacglam.kernels import (
-    AttentionPlan,
-    attention,
-    candidate_softmax,
-    linear_logprob,
-    plan_forest,
-    plan_segments,
-)
+from device_workloads import Ceilings, Model
+from sacglam._C import ForestPacker
+from sacglam.models.forest import Forest, forest_from_packed
+from sacglam.models.scoring import candidate_policy
+from sacglam.models.trunk import Trunk, make_trunk
 from torch import nn
 
-CANDIDATES, LENGTH, PROMPT = 12, 5, 150
+CANDIDATES, LENGTH, PROMPT, TAU = 12, 5, 150, 5.0
 
 
-class Lora(nn.Module):
-    """x W^T + 2 (x A^T) B^T with W frozen."""
+def with_lora(model: nn.Module, names: tuple[str, ...]) -> tuple[Any, list[nn.Parameter]]:
+    """The model with peft's adapters on its linear layers `names`; what is trained."""
+    from peft import LoraConfig, get_peft_model
 
-    def __init__(self, base: nn.Linear, rank: int = 16) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Parameter(base.weight.new_empty(rank, base.in_features).normal_(std=0.02))
-        self.up = nn.Parameter(base.weight.new_empty(base.out_features, rank).normal_(std=0.02))
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.base.weight  # models look at their layers' dtype and device
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base(x) + 2.0 * (x @ self.down.T @ self.up.T)
+    wrapped = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=list(names)))
+    return wrapped, [p for p in wrapped.parameters() if p.requires_grad]
 
 
-def add_lora(model: nn.Module, names: tuple[str, ...]) -> list[nn.Parameter]:
-    """Freeze `model`, wrap its linear layers called `names`; the new parameters."""
-    model.requires_grad_(False)
-    found: list[nn.Parameter] = []
-    for module in list(model.modules()):
-        for name in names:
-            child = getattr(module, name, None)
-            if isinstance(child, nn.Linear):
-                wrapped = Lora(child)
-                setattr(module, name, wrapped)
-                found += [wrapped.down, wrapped.up]
-    return found
+class Batch:
+    """Random prompts and candidates, packed as the trainer packs them, and as plain rows.
+
+    With `shared` tokens, all prompts begin alike.
+    """
+
+    def __init__(
+        self, vocab: int, prompts: int, decoder_start: int = -1, shared: int = 0,
+        length: int = PROMPT,
+    ) -> None:  # fmt: skip
+        rng = np.random.default_rng(prompts)
+        self.prompts = rng.integers(3, vocab, (prompts, length), dtype=np.int32)
+        self.prompts[:, :shared] = self.prompts[0, :shared]
+        shape = (prompts, CANDIDATES, LENGTH)
+        self.actions = rng.integers(3, vocab, shape, dtype=np.int32)
+        step = 97 * np.arange(CANDIDATES)  # no two candidates share their first token
+        first = rng.integers(vocab, size=(prompts, 1)) + step
+        self.actions[:, :, 0] = first % (vocab - 3) + 3
+        packer = ForestPacker(decoder_start)
+        for b in range(prompts):
+            offsets = np.arange(CANDIDATES + 1, dtype=np.int64) * LENGTH
+            packer.add_set(b, self.actions[b].ravel(), offsets)
+        packed = packer.pack(
+            self.prompts.ravel(), np.arange(prompts + 1, dtype=np.int64) * length,
+            np.arange(prompts, dtype=np.int32), False, None,
+        )  # fmt: skip
+        self.forest = forest_from_packed(packed, workloads.DEVICE)
+
+    def on_device(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(prompts [B, PROMPT], actions [B * A, LENGTH]) as int64 on the GPU."""
+        actions = self.actions.reshape(-1, LENGTH)
+        made = (torch.from_numpy(x).long().to(workloads.DEVICE) for x in (self.prompts, actions))
+        return tuple(made)  # type: ignore[return-value]
 
 
-def packed_attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor | None, *, plan: AttentionPlan, scaling: float,
-    cross_plan: AttentionPlan | None = None, position_bias: torch.Tensor | None = None,
-    backend: Any = "triton", **_: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """`sacglam.kernels.attention` as a Hugging Face attention function, [1, H, T, D] each."""
-    if cross_plan is not None and getattr(module, "sacglam_cross", False):
-        plan = cross_plan
-    bias = None
-    if position_bias is not None and position_bias.numel():
-        bias = position_bias
-    out = attention(query[0], key[0], value[0], plan, bias=bias, scale=scaling, backend=backend)
-    return out.transpose(0, 1)[None], None
-
-
-def use_packed_attention(*models: Any) -> None:
-    """Each stack of an encoder-decoder model is named on its own: before transformers 5.23 or so,
-    setting the whole model leaves stacks with a copy of its configuration as they were."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register("device_bench", packed_attention)
-    for model in models:
-        model.set_attn_implementation("device_bench")
-
-
-def policy_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, pack: Pack, token: torch.Tensor
-) -> torch.Tensor:
+def packed_loss(trunk: Trunk, forest: Forest) -> torch.Tensor:
     """A scalar that reaches every candidate's log pi: the policy's negative entropy."""
-    logp = linear_logprob(hidden[pack.head_rows], weight, pack.edge_row, token)
-    policy = candidate_softmax(
-        logp, pack.cand_edge_offsets, pack.cand_edges, pack.prompt_offsets, tau=5.0
-    )
-    return -policy.entropy.mean()
+    rows = trunk.hidden(forest)[forest.head_rows] * trunk.head_scale
+    scores = candidate_policy(rows, trunk.head_weight, forest, tau=TAU)
+    return -scores.entropy.mean()
 
 
 def repeated_loss(rows: torch.Tensor, weight: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
     """The same from a hidden state per candidate token: rows [B * A, LENGTH, D], stock head."""
     logits = (rows.flatten(0, 1) @ weight.T).float()
     logp = torch.log_softmax(logits, -1).gather(1, token.flatten()[:, None])
-    log_pi = torch.log_softmax(logp.view(-1, CANDIDATES, LENGTH).sum(-1) / 5.0, -1)
+    log_pi = torch.log_softmax(logp.view(-1, CANDIDATES, LENGTH).sum(-1) / TAU, -1)
     return (log_pi.exp() * log_pi).sum(-1).mean()
 
 
@@ -134,16 +113,59 @@ def graphed(forward: Method) -> Method:
 
 
 def trunk_floor(
-    model: Model, per_token: float, tokens: int, rows: int, ceilings: Ceilings, *, train: bool
+    model: Model, products: float, rows: int, ceilings: Ceilings, *, train: bool
 ) -> float:
     """Seconds of the matrix products alone: 2 operations per weight and token, twice with the
     gradient to activations (LoRA: none to weights)."""
-    product = per_token * tokens
     head = workloads.head_floor(model, rows, ceilings, train=train)
-    return product * (2 if train else 1) / ceilings.flops_per_s + head
+    return products * (2 if train else 1) / ceilings.flops_per_s + head
 
 
-def time_qwen(prompts: int, ceilings: Ceilings, record: Record, *, prefix: int = 0) -> None:
+class Layers:
+    """Switches a fused trunk between our layers and the model's own, packed attention in both."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.modules = [m for m in trunk.base.modules() if hasattr(m, "sacglam_original")]
+        self.ours = [m.forward for m in self.modules]
+
+    def use(self, ours: bool) -> None:
+        for module, forward in zip(self.modules, self.ours, strict=True):
+            module.forward = forward if ours else module.sacglam_original
+
+
+def record_model(
+    spec: Model, prompts: int, trunk: Trunk, parameters: list[nn.Parameter],
+    batches: Callable[[int], Forest], rivals: dict[str, tuple[Method, Method]], products: float,
+    ceilings: Ceilings, record: Record, suffix: str = "",
+) -> None:  # fmt: skip
+    """Rows of one model and number of prompts: ours, the model's own layers, rivals."""
+    layers = Layers(trunk)
+    micro = min(prompts, 128)  # bounds the activations that training keeps
+
+    def run(ours: bool) -> Callable[[int], torch.Tensor]:
+        def loss(size: int) -> torch.Tensor:
+            layers.use(ours)
+            return packed_loss(trunk, batches(size))
+
+        return loss
+
+    calls = {
+        "sacglam": passes(run(True), prompts, micro, parameters),
+        "the model's own layers, packed": passes(run(False), prompts, micro, parameters),
+        **rivals,
+    }
+    forwards: dict[str, Any] = {m: c[0] for m, c in calls.items()}
+    forwards["sacglam, CUDA graph"] = Prepare(lambda: graphed(calls["sacglam"][0]))
+    trains: dict[str, Any] = {m: c[1] for m, c in calls.items()}
+    rows = batches(prompts).head_rows.shape[0]
+    for which, (name, methods) in enumerate((("forward", forwards), ("forward+backward", trains))):
+        floor = trunk_floor(spec, products, rows, ceilings, train=bool(which))
+        record(
+            "model", f"{spec.name}, {prompts} prompts{suffix}, {name}", methods, floor, slow=True
+        )
+
+
+def qwen_model(seed: int = 0) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     spec = workloads.QWEN
@@ -152,74 +174,47 @@ def time_qwen(prompts: int, ceilings: Ceilings, record: Record, *, prefix: int =
         num_hidden_layers=spec.layers, num_attention_heads=spec.heads,
         num_key_value_heads=spec.kv_heads, tie_word_embeddings=True,
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.device(workloads.DEVICE):
-        model = Qwen2ForCausalLM(config).bfloat16().eval()
-    parameters = add_lora(model, ("q_proj", "v_proj"))
-    weight = model.lm_head.weight
-    cache: dict[int, tuple[Any, ...]] = {}
+        return Qwen2ForCausalLM(config).bfloat16().eval()
 
-    def batch(micro: int) -> tuple[Any, ...]:
-        if micro not in cache:
-            pack = workloads.pack(micro, prefix=prefix)
-            plan = plan_forest(pack.end, pack.tree_start, prefix=prefix, pos=pack.pos)
-            ids = torch.randint(spec.vocab, (1, pack.tokens), device=workloads.DEVICE)
-            token = torch.randint(spec.vocab, (pack.edges,), device=workloads.DEVICE).int()
-            cache[micro] = pack, plan, ids, pack.pos[None].long(), token
-        return cache[micro]
 
-    def packed(micro: int, backend: str = "triton") -> torch.Tensor:
-        pack, plan, ids, pos, token = batch(micro)
-        if model.config._attn_implementation != "device_bench":
-            use_packed_attention(model)
-        out = model.model(
-            input_ids=ids, position_ids=pos, use_cache=False, plan=plan, backend=backend
+def time_qwen(prompts: int, ceilings: Ceilings, record: Record, *, shared: int = 0) -> None:
+    spec = workloads.QWEN
+    model, parameters = with_lora(qwen_model(), ("q_proj", "v_proj"))
+    trunk = make_trunk(model)
+    made: dict[int, Batch] = {}
+
+    def batch(size: int) -> Forest:
+        if size not in made:
+            made[size] = Batch(spec.vocab, size, shared=shared)
+        return made[size].forest
+
+    rivals: dict[str, tuple[Method, Method]] = {}
+    if not shared:
+        stock, stock_parameters = with_lora(qwen_model(), ("q_proj", "v_proj"))
+        base = stock.get_base_model()
+        ids, tokens = Batch(spec.vocab, min(prompts, 16)).on_device()
+
+        def naive(size: int) -> torch.Tensor:
+            rows = torch.cat([ids.repeat_interleave(CANDIDATES, 0), tokens[:, :-1]], 1)
+            out = base.model(input_ids=rows[: size * CANDIDATES], use_cache=False)
+            hidden = out.last_hidden_state[:, -LENGTH:]
+            return repeated_loss(hidden, base.lm_head.weight, tokens[: size * CANDIDATES])
+
+        rivals["naive, prompt repeated"] = passes(
+            naive, prompts, min(prompts, 16), stock_parameters
         )
-        return policy_loss(out.last_hidden_state[0], weight, pack, token)
-
-    length = PROMPT + LENGTH - 1
-    naive_ids = torch.randint(spec.vocab, (prompts * CANDIDATES, length), device=workloads.DEVICE)
-    naive_token = torch.randint(spec.vocab, (prompts * CANDIDATES, LENGTH), device=workloads.DEVICE)
-
-    def naive(micro: int) -> torch.Tensor:
-        if model.config._attn_implementation != "sdpa":
-            model.set_attn_implementation("sdpa")
-        rows = micro * CANDIDATES
-        out = model.model(input_ids=naive_ids[:rows], use_cache=False)
-        return repeated_loss(out.last_hidden_state[:, -LENGTH:], weight, naive_token[:rows])
-
-    # Micro-batches bound the activations that training keeps.
-    calls = {"sacglam": passes(packed, prompts, min(prompts, 128), parameters)}
-    calls["trie in padded rows, stock SDPA"] = passes(
-        lambda micro: packed(micro, "torch"), prompts, min(prompts, 128), parameters
-    )
-    if not prefix:
-        calls["naive, prompt repeated"] = passes(naive, prompts, min(prompts, 16), parameters)
-    forwards: dict[str, Any] = {m: c[0] for m, c in calls.items()}
-    forwards["sacglam, CUDA graph"] = Prepare(lambda: graphed(calls["sacglam"][0]))
-    trains: dict[str, Any] = {m: c[1] for m, c in calls.items()}
-    case = f"{spec.name}, {prompts} prompts" + (f", {prefix} shared" if prefix else "")
-    tokens, rows = batch(prompts)[0].tokens, batch(prompts)[0].head_rows.shape[0]
     h, kv = spec.hidden, spec.kv_heads * spec.head_dim
-    per_token = 2.0 * spec.layers * (2 * h * h + 2 * h * kv + 3 * h * 4864)
-    for which, (name, methods) in enumerate((("forward", forwards), ("forward+backward", trains))):
-        floor = trunk_floor(spec, per_token, tokens, rows, ceilings, train=bool(which))
-        record("model", f"{case}, {name}", methods, floor, slow=True)
-    for layer in model.model.layers:  # elementwise work fused, products and attention as they are
-        for module in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
-            module.compile()
-    fused = passes(packed, prompts, min(prompts, 128), parameters)
-    for which, pass_name in enumerate(("forward", "forward+backward")):
-        floor = trunk_floor(spec, per_token, tokens, rows, ceilings, train=bool(which))
-        methods = {"sacglam": fused[which]}
-        if not which:
-            methods["sacglam, CUDA graph"] = Prepare(lambda: graphed(fused[0]))
-        described = f"{case}, {pass_name}, MLP and norms compiled"
-        record("model", described, methods, floor, slow=True)
+    forest = batch(prompts)
+    products = 2.0 * spec.layers * (2 * h * h + 2 * h * kv + 3 * h * 4864) * forest.ids.shape[0]
+    suffix = f", {shared} tokens shared" if shared else ""
+    record_model(
+        spec, prompts, trunk, parameters, batch, rivals, products, ceilings, record, suffix
+    )
 
 
-def time_t5(prompts: int, ceilings: Ceilings, record: Record) -> None:
-    from sacglam.models.trunk import make_trunk
+def t5_model(seed: int = 0) -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     spec = workloads.T5
@@ -228,77 +223,48 @@ def time_t5(prompts: int, ceilings: Ceilings, record: Record) -> None:
         num_decoder_layers=spec.layers, num_heads=spec.heads, feed_forward_proj="gated-gelu",
         tie_word_embeddings=False, dropout_rate=0.0, decoder_start_token_id=0,
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.device(workloads.DEVICE):
-        stock = T5ForConditionalGeneration(config).bfloat16().eval()
-        model = T5ForConditionalGeneration(config).bfloat16().eval()
-    model.load_state_dict(stock.state_dict())
-    stock_parameters = add_lora(stock, ("q", "v"))
-    make_trunk(model)  # packs T5's position biases
-    parameters = add_lora(model, ("q", "v"))
-    use_packed_attention(model, model.encoder, model.decoder)
-    weight = model.lm_head.weight
-    cache: dict[int, tuple[Any, ...]] = {}
+        return T5ForConditionalGeneration(config).bfloat16().eval()
 
-    def batch(micro: int) -> tuple[Any, ...]:
-        if micro not in cache:
-            pack = workloads.pack(micro, prompt=1)
-            start = torch.arange(micro + 1, device=workloads.DEVICE).int() * PROMPT
-            where = torch.arange(PROMPT, device=workloads.DEVICE).int().repeat(micro)
-            encoder = plan_segments(start, micro * PROMPT, q_pos=where)
-            decoder = plan_forest(pack.end, pack.tree_start, pos=pack.pos)
-            cross = plan_segments(pack.tree_start, pack.tokens, start, micro * PROMPT)
-            ids = torch.randint(spec.vocab, (1, micro * PROMPT), device=workloads.DEVICE)
-            trie = torch.randint(spec.vocab, (1, pack.tokens), device=workloads.DEVICE)
-            token = torch.randint(spec.vocab, (pack.edges,), device=workloads.DEVICE).int()
-            cache[micro] = pack, encoder, decoder, cross, ids, trie, token
-        return cache[micro]
 
-    def packed(micro: int, backend: str = "triton") -> torch.Tensor:
-        pack, encoder, decoder, cross, ids, trie, token = batch(micro)
-        encoded = model.encoder(input_ids=ids, plan=encoder, backend=backend).last_hidden_state
-        out = model.decoder(
-            input_ids=trie, encoder_hidden_states=encoded, use_cache=False, plan=decoder,
-            cross_plan=cross, backend=backend,
-        )  # fmt: skip
-        return policy_loss(out.last_hidden_state[0], weight, pack, token)
+def time_t5(prompts: int, ceilings: Ceilings, record: Record) -> None:
+    spec = workloads.T5
+    stock, stock_parameters = with_lora(t5_model(), ("q", "v"))
+    base = stock.get_base_model()
+    model, parameters = with_lora(t5_model(), ("q", "v"))
+    trunk = make_trunk(model)
+    made: dict[int, Batch] = {}
 
-    prompt_ids = torch.randint(spec.vocab, (prompts, PROMPT), device=workloads.DEVICE)
-    answer = torch.randint(spec.vocab, (prompts * CANDIDATES, LENGTH), device=workloads.DEVICE)
+    def batch(size: int) -> Forest:
+        if size not in made:
+            made[size] = Batch(spec.vocab, size, decoder_start=0)
+        return made[size].forest
 
-    def repeated(micro: int, once: bool) -> torch.Tensor:
-        ids = prompt_ids[:micro]
-        if not once:
-            ids = ids.repeat_interleave(CANDIDATES, 0)
-        encoded = stock.encoder(input_ids=ids).last_hidden_state
+    ids, answers = Batch(spec.vocab, min(prompts, 32), decoder_start=0).on_device()
+
+    def repeated(size: int, once: bool) -> torch.Tensor:
+        rows = ids[:size] if once else ids[:size].repeat_interleave(CANDIDATES, 0)
+        encoded = base.encoder(input_ids=rows).last_hidden_state
         if once:
             encoded = encoded.repeat_interleave(CANDIDATES, 0)
-        rows = answer[: micro * CANDIDATES]
-        out = stock.decoder(input_ids=rows, encoder_hidden_states=encoded, use_cache=False)
-        return repeated_loss(out.last_hidden_state, stock.lm_head.weight, rows)
+        answer = answers[: size * CANDIDATES]
+        out = base.decoder(input_ids=answer, encoder_hidden_states=encoded, use_cache=False)
+        return repeated_loss(out.last_hidden_state, base.lm_head.weight, answer)
 
-    micro = min(prompts, 128)
-    calls = {
-        "sacglam": passes(packed, prompts, micro, parameters),
-        "padded rows, stock SDPA": passes(lambda m: packed(m, "torch"), prompts, micro, parameters),
-        "encode once": passes(
-            lambda m: repeated(m, True), prompts, min(prompts, 32), stock_parameters
-        ),
-        "naive, prompt repeated": passes(
-            lambda m: repeated(m, False), prompts, min(prompts, 16), stock_parameters
-        ),
+    rivals = {
+        name: passes(
+            lambda m, o=once: repeated(m, o), prompts, min(prompts, micro), stock_parameters
+        )
+        for name, once, micro in (
+            ("encode once", True, 32),
+            ("naive, prompt repeated", False, 16),
+        )
     }
-    forwards: dict[str, Any] = {m: c[0] for m, c in calls.items()}
-    forwards["sacglam, CUDA graph"] = Prepare(lambda: graphed(calls["sacglam"][0]))
-    pack = batch(prompts)[0]
+    forest = batch(prompts)
+    assert forest.encoder_ids is not None
     h = spec.hidden
-    enc_weights, dec_weights = 4 * h * h + 3 * h * 2048, 6 * h * h + 3 * h * 2048
-    products = prompts * PROMPT * (enc_weights + 2 * h * h) + pack.tokens * dec_weights
-    for which, (name, methods) in enumerate(
-        (("forward", forwards), ("forward+backward", {m: c[1] for m, c in calls.items()}))
-    ):
-        floor = trunk_floor(
-            spec, 2.0 * spec.layers * products, 1, pack.head_rows.shape[0], ceilings,
-            train=bool(which),
-        )  # fmt: skip
-        record("model", f"{spec.name}, {prompts} prompts, {name}", methods, floor, slow=True)
+    encoder = forest.encoder_ids.shape[0] * (4 * h * h + 3 * h * 2048 + 2 * h * h)
+    decoder = forest.ids.shape[0] * (6 * h * h + 3 * h * 2048)
+    products = 2.0 * spec.layers * (encoder + decoder)
+    record_model(spec, prompts, trunk, parameters, batch, rivals, products, ceilings, record)

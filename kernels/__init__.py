@@ -16,8 +16,10 @@ from .forest_attention import (
     segment_attention,
 )
 from .gated_activation import gated_activation, gated_activation_reference
+from .gated_linear import gated_linear, gated_linear_reference
 from .linear_logprob import edge_logits, linear_logprob, linear_logprob_reference
 from .rms_norm import rms_norm, rms_norm_reference
+from .rotary_embedding import rotary_embedding
 
 __all__ = [
     "AttentionPlan",
@@ -31,12 +33,15 @@ __all__ = [
     "forest_attention",
     "gated_activation",
     "gated_activation_reference",
+    "gated_linear",
+    "gated_linear_reference",
     "linear_logprob",
     "linear_logprob_reference",
     "plan_forest",
     "plan_segments",
     "rms_norm",
     "rms_norm_reference",
+    "rotary_embedding",
     "segment_attention",
     "triton_available",
 ]

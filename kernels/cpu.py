@@ -15,7 +15,12 @@ def serves(*tensors: torch.Tensor | None) -> bool:
 
 def serves_attention(head_dim: int, *tensors: torch.Tensor | None) -> bool:
     """The same for attention, whose heads have a largest width."""
-    return serves(*tensors) and 0 < head_dim <= _C.cpu_max_head_dim()
+    return serves(*tensors) and 0 < head_dim <= max_head_dim()
+
+
+def max_head_dim() -> int:
+    """The widest head of the attention kernels: it depends on the CPU's vector units."""
+    return int(_C.cpu_max_head_dim())
 
 
 def array(tensor: torch.Tensor | None) -> Any:

@@ -24,9 +24,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from . import cpu
 from . import forest_attention_cpu as native_attention
 from .attention_plan import AttentionPlan, plan_forest, plan_segments
 from .backend import Backend, use_triton
+from .rotary_embedding import rotary_embedding
 
 
 def forest_attention(
@@ -101,38 +103,37 @@ def attention(
     native = backend in ("auto", "native") and native_attention.serves(q, k, v, plan, bias)
     if backend == "native" and not native:
         raise ValueError(
-            f"backend='native' needs float32 tensors on the CPU and no shared prefix, got "
-            f"{q.dtype} on {q.device} and a prefix of {plan.prefix}"
+            "backend='native' needs float32 tensors on the CPU, at most "
+            f"{cpu.max_head_dim()} columns a head and no shared prefix, got {q.dtype} "
+            f"on {q.device}, {q.shape[-1]} columns and a prefix of {plan.prefix}"
         )
     if native:
         return native_attention.NativeAttention.apply(q, k, v, bias, rotary, plan, scale)
+    on_gpu = use_triton(backend, q)
     if rotary is not None:
-        own = rotary if plan.q_node is None else tuple(x[plan.q_node.long()] for x in rotary)
-        q, k = rotate(q, *own), rotate(k, *rotary)
-    if plan.q_node is not None:
-        return _with_all_queries(q, k, v, plan, bias, scale, backend)
-    if not use_triton(backend, q):
+        cos, sin = rotary
+        own = rotary
+        if plan.q_node is not None:
+            own = (cos[plan.q_node.long()], sin[plan.q_node.long()])
+        q, k = rotary_embedding(q, k, own, rotary, backend=backend)
+    if not on_gpu:
+        if plan.q_node is not None:
+            return _with_all_queries(q, k, v, plan, bias, scale)
         return padded_attention(q, k, v, plan, bias=bias, scale=scale)
     return _TritonAttention.apply(q, k, v, bias, plan, scale)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of x [H, T, D] by cos, sin [T, D]."""
-    low, high = x.chunk(2, -1)
-    return x * cos + torch.cat([-high, low], -1) * sin
-
-
 def _with_all_queries(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan,
-    bias: torch.Tensor | None, scale: float, backend: Backend,
+    bias: torch.Tensor | None, scale: float,
 ) -> torch.Tensor:  # fmt: skip
-    """A plan that leaves queries out, where a backend knows only whole forests."""
+    """A plan that leaves queries out, by padded rows, which know only whole forests."""
     assert plan.end is not None
     assert plan.q_node is not None
     tokens = plan.q_node.long()
     whole = plan_forest(plan.end, plan.k_start, pos=plan.k_pos)
     every = q.new_zeros(q.shape[0], plan.k_total, q.shape[2]).index_copy(1, tokens, q)
-    return attention(every, k, v, whole, bias=bias, scale=scale, backend=backend)[:, tokens]
+    return padded_attention(every, k, v, whole, bias=bias, scale=scale)[:, tokens]
 
 
 def _check(

@@ -77,12 +77,23 @@ def _store_rows(ptr, rows, stride, mask, value, D: tl.constexpr, BLOCK_D: tl.con
 
 
 @triton.jit
-def _reaches(end_ptr, n, n_end, q_begin, SKIP: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Whether any key of a tile is seen by a query at or after q_begin; always so without SKIP."""
+def _nodes(
+    q_node_ptr, rows, q_begin, row_ok, SOME: tl.constexpr, BLOCK_M: tl.constexpr
+):  # fmt: skip
+    """(token of each query, the first, a bound of the last); SOME: not every token is a query."""
+    if SOME:
+        node = tl.load(q_node_ptr + rows, mask=row_ok, other=0)
+        return node, tl.load(q_node_ptr + q_begin), tl.max(node, 0)
+    return rows, q_begin, q_begin + BLOCK_M - 1
+
+
+@triton.jit
+def _reaches(end_ptr, n, n_end, first_node, SKIP: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether a query at or after first_node sees any key of a tile; always so without SKIP."""
     if not SKIP:
         return True
     cols = n + tl.arange(0, BLOCK_N)
-    return tl.max(tl.load(end_ptr + cols, mask=cols < n_end, other=0), 0) > q_begin
+    return tl.max(tl.load(end_ptr + cols, mask=cols < n_end, other=0), 0) > first_node
 
 
 @triton.jit
@@ -90,6 +101,7 @@ def _logits2(
     q,  # [M, D] queries, or keys when TRANSPOSED
     k,  # [N, D] keys, or queries when TRANSPOSED
     i,  # query indices, [M, 1], or [1, N] when TRANSPOSED
+    node,  # the queries' tokens, likewise
     j,  # key indices, the other orientation
     i_ok,
     j_ok,
@@ -108,8 +120,8 @@ def _logits2(
     seen = i_ok & j_ok
     if TREE:
         end = tl.load(end_ptr + j, mask=j_ok, other=0)
-        seen = seen & (j <= i) & (i < end)
-    column = i - j
+        seen = seen & (j <= node) & (node < end)
+    column = node - j
     if HAS_BIAS:
         q_pos = tl.load(q_pos_ptr + i, mask=i_ok, other=0)
         k_pos = tl.load(k_pos_ptr + j, mask=j_ok, other=0)
@@ -120,7 +132,7 @@ def _logits2(
 
 @triton.jit
 def _forward_step(
-    acc, top, total, q, rows, row_ok, k_ptr, v_ptr, n, n_end, stride_k, stride_v,
+    acc, top, total, q, rows, node, row_ok, k_ptr, v_ptr, n, n_end, stride_k, stride_v,
     scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
     TREE: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -131,8 +143,8 @@ def _forward_step(
     k = _load_rows(k_ptr, cols, stride_k, col_ok, D, BLOCK_D)
     v = _load_rows(v_ptr, cols, stride_v, col_ok, D, BLOCK_D)
     s, _, _ = _logits2(
-        q, k, rows[:, None], cols[None, :], row_ok[:, None], col_ok[None, :], scale2,
-        end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius, TREE, HAS_BIAS, PRECISION,
+        q, k, rows[:, None], node[:, None], cols[None, :], row_ok[:, None], col_ok[None, :],
+        scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius, TREE, HAS_BIAS, PRECISION,
     )  # fmt: skip
     new_top = tl.maximum(top, tl.max(s, 1))
     # A row that has seen nothing yet has top = -inf; subtracting it would give NaN.
@@ -154,14 +166,15 @@ def forward_kernel(
     lse_ptr,  # [H, Tq] float32
     tiles_ptr,  # [N, 4] int32: query begin, query end, key begin, key end
     end_ptr,  # [T] int32
+    q_node_ptr,  # [Tq] int32, the queries' tokens where not all are queries (SOME)
     q_pos_ptr,  # [Tq] int32
     k_pos_ptr,  # [Tk] int32
     bias_ptr,  # [H, 2R + 1]
     stride_qh, stride_qt, stride_kh, stride_kt, stride_vh, stride_vt, stride_oh, stride_ot,
     q_total, prefix, radius, scale2,
     GROUP: tl.constexpr, TREE: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SKIP: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SKIP: tl.constexpr, SOME: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """K1. One program: one tile of queries of one tree, one head."""
     tile = tl.program_id(0)
@@ -174,6 +187,7 @@ def forward_kernel(
         return
     rows = q_begin + tl.arange(0, BLOCK_M)
     row_ok = rows < q_end
+    node, first_node, last_node = _nodes(q_node_ptr, rows, q_begin, row_ok, SOME, BLOCK_M)
     q = _load_rows(q_ptr + head * stride_qh, rows, stride_qt, row_ok, D, BLOCK_D)
     k_ptr += head // GROUP * stride_kh
     v_ptr += head // GROUP * stride_vh
@@ -185,17 +199,17 @@ def forward_kernel(
         if k_begin >= prefix:
             for n in range(0, prefix, BLOCK_N):
                 acc, top, total = _forward_step(
-                    acc, top, total, q, rows, row_ok, k_ptr, v_ptr, n, prefix, stride_kt,
-                    stride_vt, scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
+                    acc, top, total, q, rows, node, row_ok, k_ptr, v_ptr, n, prefix,
+                    stride_kt, stride_vt, scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
                     False, HAS_BIAS, PRECISION, D, BLOCK_D, BLOCK_N,
                 )  # fmt: skip
     if TREE:  # preorder: no key after the last query
-        k_end = tl.minimum(k_end, q_begin + BLOCK_M)
+        k_end = tl.minimum(k_end, last_node + 1)
     for n in range(k_begin, k_end, BLOCK_N):
-        if _reaches(end_ptr, n, k_end, q_begin, SKIP, BLOCK_N):
+        if _reaches(end_ptr, n, k_end, first_node, SKIP, BLOCK_N):
             acc, top, total = _forward_step(
-                acc, top, total, q, rows, row_ok, k_ptr, v_ptr, n, k_end, stride_kt, stride_vt,
-                scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
+                acc, top, total, q, rows, node, row_ok, k_ptr, v_ptr, n, k_end, stride_kt,
+                stride_vt, scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
                 TREE, HAS_BIAS, PRECISION, D, BLOCK_D, BLOCK_N,
             )  # fmt: skip
     # A query that sees nothing gets output 0, and lse = +inf so that exp(s - lse) = 0 later.
@@ -208,7 +222,7 @@ def forward_kernel(
 
 @triton.jit
 def _dq_step(
-    dq, q, do, lse2, delta, rows, row_ok, k_ptr, v_ptr, n, n_end, stride_k, stride_v,
+    dq, q, do, lse2, delta, rows, node, row_ok, k_ptr, v_ptr, n, n_end, stride_k, stride_v,
     scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, dbias_ptr, radius,
     TREE: tl.constexpr, HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr,
     PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -218,8 +232,8 @@ def _dq_step(
     k = _load_rows(k_ptr, cols, stride_k, col_ok, D, BLOCK_D)
     v = _load_rows(v_ptr, cols, stride_v, col_ok, D, BLOCK_D)
     s, column, seen = _logits2(
-        q, k, rows[:, None], cols[None, :], row_ok[:, None], col_ok[None, :], scale2,
-        end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius, TREE, HAS_BIAS, PRECISION,
+        q, k, rows[:, None], node[:, None], cols[None, :], row_ok[:, None], col_ok[None, :],
+        scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius, TREE, HAS_BIAS, PRECISION,
     )  # fmt: skip
     p = tl.exp2(s - lse2[:, None])
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -240,13 +254,13 @@ def backward_q_kernel(
     lse_ptr,  # [H, Tq] float32
     delta_ptr,  # [H, Tq] float32, written here for K4
     tiles_ptr,  # [N, 4] int32
-    end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr,
+    end_ptr, q_node_ptr, q_pos_ptr, k_pos_ptr, bias_ptr,
     dbias_ptr,  # [BIAS_COPIES, H, 2R + 1] float32, zeroed
     stride_qh, stride_qt, stride_kh, stride_kt, stride_vh, stride_vt, stride_oh, stride_ot,
     stride_gh, stride_gt, stride_dh, stride_dt,
     q_total, prefix, radius, scale, scale2,
     GROUP: tl.constexpr, TREE: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BIAS_GRAD: tl.constexpr, BIAS_COPIES: tl.constexpr, SKIP: tl.constexpr,
+    BIAS_GRAD: tl.constexpr, BIAS_COPIES: tl.constexpr, SKIP: tl.constexpr, SOME: tl.constexpr,
     PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -261,6 +275,7 @@ def backward_q_kernel(
         return
     rows = q_begin + tl.arange(0, BLOCK_M)
     row_ok = rows < q_end
+    node, first_node, last_node = _nodes(q_node_ptr, rows, q_begin, row_ok, SOME, BLOCK_M)
     q = _load_rows(q_ptr + head * stride_qh, rows, stride_qt, row_ok, D, BLOCK_D)
     do = _load_rows(do_ptr + head * stride_gh, rows, stride_gt, row_ok, D, BLOCK_D)
     out = _load_rows(out_ptr + head * stride_oh, rows, stride_ot, row_ok, D, BLOCK_D)
@@ -279,16 +294,16 @@ def backward_q_kernel(
         if k_begin >= prefix:
             for n in range(0, prefix, BLOCK_N):
                 dq = _dq_step(
-                    dq, q, do, lse2, delta, rows, row_ok, k_ptr, v_ptr, n, prefix, stride_kt,
-                    stride_vt, scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, dbias_ptr, radius,
-                    False, HAS_BIAS, BIAS_GRAD, PRECISION, D, BLOCK_D, BLOCK_N,
+                    dq, q, do, lse2, delta, rows, node, row_ok, k_ptr, v_ptr, n, prefix,
+                    stride_kt, stride_vt, scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr,
+                    dbias_ptr, radius, False, HAS_BIAS, BIAS_GRAD, PRECISION, D, BLOCK_D, BLOCK_N,
                 )  # fmt: skip
     if TREE:
-        k_end = tl.minimum(k_end, q_begin + BLOCK_M)
+        k_end = tl.minimum(k_end, last_node + 1)
     for n in range(k_begin, k_end, BLOCK_N):
-        if _reaches(end_ptr, n, k_end, q_begin, SKIP, BLOCK_N):
+        if _reaches(end_ptr, n, k_end, first_node, SKIP, BLOCK_N):
             dq = _dq_step(
-                dq, q, do, lse2, delta, rows, row_ok, k_ptr, v_ptr, n, k_end, stride_kt,
+                dq, q, do, lse2, delta, rows, node, row_ok, k_ptr, v_ptr, n, k_end, stride_kt,
                 stride_vt, scale2, end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, dbias_ptr, radius,
                 TREE, HAS_BIAS, BIAS_GRAD, PRECISION, D, BLOCK_D, BLOCK_N,
             )  # fmt: skip
@@ -300,9 +315,9 @@ def backward_q_kernel(
 def _dkv_heads(
     dk, dv, k, v, cols, col_ok, m_begin, m_end, kv_head, q_ptr, do_ptr, lse_ptr, delta_ptr,
     stride_qh, stride_qt, stride_gh, stride_gt, q_total, scale2,
-    end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
-    GROUP: tl.constexpr, TREE: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    end_ptr, q_node_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
+    GROUP: tl.constexpr, TREE: tl.constexpr, HAS_BIAS: tl.constexpr, SOME: tl.constexpr,
+    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Accumulate dK and dV of one key tile over queries [m_begin, m_end) of all its heads."""
     for g in range(GROUP):
@@ -310,14 +325,17 @@ def _dkv_heads(
         for m in range(m_begin, m_end, BLOCK_M):
             rows = m + tl.arange(0, BLOCK_M)
             row_ok = rows < m_end
+            node = rows
+            if SOME:
+                node = tl.load(q_node_ptr + rows, mask=row_ok, other=0)
             q = _load_rows(q_ptr + head * stride_qh, rows, stride_qt, row_ok, D, BLOCK_D)
             do = _load_rows(do_ptr + head * stride_gh, rows, stride_gt, row_ok, D, BLOCK_D)
             lse = tl.load(lse_ptr + head * q_total + rows, mask=row_ok, other=float("inf"))
             delta = tl.load(delta_ptr + head * q_total + rows, mask=row_ok, other=0.0)
             s, _, _ = _logits2(
-                k, q, rows[None, :], cols[:, None], row_ok[None, :], col_ok[:, None], scale2,
-                end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr + head * (2 * radius + 1), radius,
-                TREE, HAS_BIAS, PRECISION,
+                k, q, rows[None, :], node[None, :], cols[:, None], row_ok[None, :],
+                col_ok[:, None], scale2, end_ptr, q_pos_ptr, k_pos_ptr,
+                bias_ptr + head * (2 * radius + 1), radius, TREE, HAS_BIAS, PRECISION,
             )  # fmt: skip
             p = tl.exp2(s - lse[None, :] * 1.4426950408889634)  # [N, M]
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
@@ -338,12 +356,12 @@ def backward_kv_kernel(
     lse_ptr,  # [H, Tq] float32
     delta_ptr,  # [H, Tq] float32
     tiles_ptr,  # [N, 4] int32: key begin, key end, query begin, query end
-    end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr,
+    end_ptr, q_node_ptr, q_pos_ptr, k_pos_ptr, bias_ptr,
     stride_qh, stride_qt, stride_kh, stride_kt, stride_vh, stride_vt, stride_gh, stride_gt,
     stride_dkh, stride_dkt, stride_dvh, stride_dvt, stride_split,
     q_total, prefix, radius, scale, scale2, split_rows,
     GROUP: tl.constexpr, TREE: tl.constexpr, PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    SOME: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """K4. dK and dV of one tile of keys, one key head, its GROUP query heads summed in registers.
@@ -366,11 +384,13 @@ def backward_kv_kernel(
         m_end = tl.load(tiles_ptr + 4 * tile + 3)
         if n_begin >= n_end:
             return
-        if TREE:  # preorder: no query before the first key
+        if TREE and not SOME:  # preorder: no query before the first key
             m_begin = n_begin
     cols = n_begin + tl.arange(0, BLOCK_N)
     col_ok = cols < n_end
-    if TREE and not PREFIX:  # no query after the last descendant: short loops among branches
+    if (
+        TREE and not PREFIX and not SOME
+    ):  # no query after the last descendant: short loops among branches
         m_end = tl.max(tl.load(end_ptr + cols, mask=col_ok, other=0), 0)
     k = _load_rows(k_ptr + kv_head * stride_kh, cols, stride_kt, col_ok, D, BLOCK_D)
     v = _load_rows(v_ptr + kv_head * stride_vh, cols, stride_vt, col_ok, D, BLOCK_D)
@@ -379,8 +399,8 @@ def backward_kv_kernel(
     dk, dv = _dkv_heads(
         dk, dv, k, v, cols, col_ok, m_begin, m_end, kv_head, q_ptr, do_ptr, lse_ptr, delta_ptr,
         stride_qh, stride_qt, stride_gh, stride_gt, q_total, scale2,
-        end_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
-        GROUP, TREE, HAS_BIAS, PRECISION, D, BLOCK_D, BLOCK_M,
+        end_ptr, q_node_ptr, q_pos_ptr, k_pos_ptr, bias_ptr, radius,
+        GROUP, TREE, HAS_BIAS, SOME, PRECISION, D, BLOCK_D, BLOCK_M,
     )  # fmt: skip
     dk_ptr += kv_head * stride_dkh
     dv_ptr += kv_head * stride_dvh
@@ -391,12 +411,13 @@ def backward_kv_kernel(
 def _common(
     q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan, bias: torch.Tensor | None
 ) -> tuple[dict[str, object], tuple[object, ...]]:
-    """Constants of all kernels, and (end, q_pos, k_pos, bias) with stand-ins for the absent."""
+    """Constants of all kernels, and (end, q_node, q_pos, k_pos, bias), stand-ins for the absent."""
     head_dim = q.shape[-1]
     constants: dict[str, object] = dict(
         GROUP=q.shape[0] // k.shape[0],
         TREE=plan.end is not None,
         HAS_BIAS=bias is not None,
+        SOME=plan.q_node is not None,
         # float32 inputs only: three tensor-core products, about 1e-6; beyond 128 columns they
         # would spill everything, and plain float32 arithmetic is faster.
         PRECISION="tf32x3" if head_dim <= 128 else "ieee",
@@ -406,6 +427,7 @@ def _common(
     unused = plan.q_start
     arrays = (
         unused if plan.end is None else plan.end,
+        unused if plan.q_node is None else plan.q_node,
         unused if bias is None else plan.q_pos,
         unused if bias is None else plan.k_pos,
         unused if bias is None else bias.contiguous(),

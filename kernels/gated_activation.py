@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from sacglam import _C
 
 from . import cpu
+from .backend import Backend, use_triton
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -25,37 +26,53 @@ def gated_activation_reference(
     return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
-def gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """act(gate) * up for tensors of one shape; native on the CPU in float32, else plain torch.
+def gated_activation(
+    gate: torch.Tensor, up: torch.Tensor, activation: Activation, *, backend: Backend = "auto"
+) -> torch.Tensor:
+    """act(gate) * up for tensors of one shape.
 
-    Raises ValueError for an unknown activation. Differentiable in gate and up.
+    backend: "auto" takes Triton on CUDA and the native kernel on the CPU (float32), else plain
+    torch. Raises ValueError for an unknown activation. Differentiable in gate and up.
     """
     if activation not in ("silu", "gelu_tanh"):
         raise ValueError(f"activation={activation!r}: need 'silu' or 'gelu_tanh'")
-    if not cpu.serves(gate, up) or gate.shape != up.shape:
-        return gated_activation_reference(gate, up, activation)
-    return _GatedActivation.apply(gate, up, activation)
+    if gate.shape == up.shape and gate.numel():
+        known = gate.dtype == up.dtype and gate.dtype != torch.float64
+        if known and use_triton(backend, gate):
+            return _GatedActivation.apply(gate, up, activation, True)
+        if backend in ("auto", "native") and cpu.serves(gate, up):
+            return _GatedActivation.apply(gate, up, activation, False)
+    return gated_activation_reference(gate, up, activation)
 
 
 class _GatedActivation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: Activation
+        ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: Activation, on_gpu: bool
     ) -> torch.Tensor:
         gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        ctx.activation, ctx.on_gpu = activation, on_gpu
+        if on_gpu:
+            from . import gated_activation_triton as kernels
+
+            return kernels.forward(gate, up, activation == "gelu_tanh")
         y = torch.empty_like(gate)
         _C.gated_forward(cpu.array(gate), cpu.array(up), activation, cpu.array(y), cpu.threads())
-        ctx.save_for_backward(gate, up)
-        ctx.activation = activation
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         gate, up = ctx.saved_tensors
+        grad = grad.contiguous()
+        if ctx.on_gpu:
+            from . import gated_activation_triton as kernels
+
+            return *kernels.backward(gate, up, grad, ctx.activation == "gelu_tanh"), None, None
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         _C.gated_backward(
-            cpu.array(gate), cpu.array(up), ctx.activation, cpu.array(grad.contiguous()),
-            cpu.array(dgate), cpu.array(dup), cpu.threads(),
+            cpu.array(gate), cpu.array(up), ctx.activation, cpu.array(grad), cpu.array(dgate),
+            cpu.array(dup), cpu.threads(),
         )  # fmt: skip
-        return dgate, dup, None
+        return dgate, dup, None, None

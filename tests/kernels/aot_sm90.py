@@ -22,8 +22,12 @@ import torch
 import triton
 from sacglam.kernels import candidate_softmax_triton as softmax
 from sacglam.kernels import forest_attention_triton as attention
+from sacglam.kernels import gated_activation_triton as gate
+from sacglam.kernels import gated_linear_triton as gated_linear
 from sacglam.kernels import linear_logprob_triton as head
 from sacglam.kernels import plan_forest
+from sacglam.kernels import rms_norm_triton as rms_norm
+from sacglam.kernels import rotary_embedding_triton as rotary
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -90,12 +94,16 @@ def _inspect(cubin: bytes) -> dict[str, int]:
     }
 
 
-def _attention_case(dim: int, heads: int, kv_heads: int, prefix: int, bias: bool) -> None:
+def _attention_case(
+    dim: int, heads: int, kv_heads: int, prefix: int, bias: bool, some: bool = False
+) -> None:
     tokens = 300
     end = torch.full((tokens,), tokens, dtype=torch.int32)
     start = torch.tensor([prefix, tokens], dtype=torch.int32)
     plan = plan_forest(end, start, prefix=prefix, pos=end)
-    q = torch.zeros(heads, tokens, dim, dtype=torch.bfloat16)
+    if some:
+        plan = plan.only(torch.arange(tokens // 2))
+    q = torch.zeros(heads, plan.q_total, dim, dtype=torch.bfloat16)
     k = torch.zeros(kv_heads, tokens, dim, dtype=torch.bfloat16)
     table = torch.zeros(heads, 257, dtype=torch.bfloat16) if bias else None
     out, lse = attention.attention_forward(q, k, k, plan, table, 1.0)
@@ -121,6 +129,23 @@ def _softmax_case() -> None:
     softmax.backward(log_pi, entropy, scores, index, index, index, log_pi, entropy, 64, 1.0, False)
 
 
+def _layer_case(dim: int, inner: int, heads: int, gelu: bool) -> None:
+    """Norm, rotary embedding and feed-forward of one layer."""
+    x = torch.zeros(320, dim, dtype=torch.bfloat16)
+    weight = torch.zeros(dim, dtype=torch.bfloat16)
+    for add in (None, x):
+        y, z, rstd = rms_norm.forward(x, add, weight, 1e-6)
+        rms_norm.backward(z, weight, rstd, y, add, need_weight=add is not None)
+    up = torch.zeros(inner, dim, dtype=torch.bfloat16)
+    inner_rows = gated_linear.forward(x, up, up, gelu)
+    gate.forward(inner_rows, inner_rows, gelu)
+    gate.backward(inner_rows, inner_rows, inner_rows, gelu)
+    q = torch.zeros(320, heads, 64, dtype=torch.bfloat16).transpose(0, 1)
+    table = torch.zeros(320, 64, dtype=torch.bfloat16)
+    rotary.rotate(q, table, table)
+    rotary.rotate(q, table, table, transposed=True)
+
+
 def report(everything: bool = False) -> Iterator[dict[str, Any]]:
     """One record a kernel and case: the two headline models, and with `everything` more."""
     cases: dict[str, Any] = {
@@ -129,16 +154,19 @@ def report(everything: bool = False) -> Iterator[dict[str, Any]]:
         "Qwen2.5-0.5B head": lambda: _head_case(1568, 896, 1520),
         "Flan-T5-base head": lambda: _head_case(1568, 768, 1520),
         "policy": _softmax_case,
+        "Qwen2.5-0.5B layer": lambda: _layer_case(896, 4864, 14, False),
+        "Flan-T5-base layer": lambda: _layer_case(768, 2048, 12, True),
     }
     if everything:
         cases |= {
+            "some queries": lambda: _attention_case(64, 14, 2, 0, False, some=True),
             "shared prefix": lambda: _attention_case(64, 14, 2, 96, False),
             "head dimension 128": lambda: _attention_case(128, 16, 8, 0, False),
             "head dimension 96": lambda: _attention_case(96, 8, 8, 0, False),
             "head dimension 256": lambda: _attention_case(256, 4, 1, 0, False),
         }
     found: list[dict[str, Any]] = []
-    for module in (attention, head, softmax):
+    for module in (attention, head, softmax, gated_linear, gate, rms_norm, rotary):
         for name, value in list(vars(module).items()):
             if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
                 setattr(module, name, Recorder(value, found))

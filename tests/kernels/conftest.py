@@ -1,7 +1,8 @@
 """Shared by the kernel tests: random forests, relative errors, and Triton's CPU interpreter.
 
-Triton's interpreter is chosen when `triton` is first imported, and for the whole process, so
-that these tests run it only when asked: `TRITON_INTERPRET=1 pytest tests/kernels`.
+Triton's interpreter is chosen when `triton` is first imported, and for the whole process:
+`TRITON_INTERPRET=1 pytest tests/kernels` runs the tests that need it, and no others;
+`test_interpreted.py` does that for an ordinary run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ import torch
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not INTERPRETING:
+        return
+    needed = [i for i in items if "interpreter" in getattr(i, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[i for i in items if i not in needed])
+    items[:] = needed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 # Large enough tiles that only tensor cores give their speed; the others move bytes.
 _MATRIX = {
     "forward_kernel", "backward_q_kernel", "backward_kv_kernel", "logsumexp_kernel",
-    "probability_kernel",
+    "probability_kernel", "gated_linear_kernel",
 }  # fmt: skip
 
 
@@ -35,7 +35,10 @@ def records():
 
 
 def test_every_kernel_compiles(records):
-    assert {r["kernel"] for r in records} >= _MATRIX | {"combine_kernel", "edge_kernel"}
+    assert {r["kernel"] for r in records} >= _MATRIX | {
+        "combine_kernel", "edge_kernel", "norm_forward_kernel", "norm_backward_kernel",
+        "rotary_kernel", "gate_forward_kernel", "gate_backward_kernel",
+    }  # fmt: skip
     assert {r["case"] for r in records} >= {"Qwen2.5-0.5B attention", "Flan-T5-base head", "policy"}
 
 

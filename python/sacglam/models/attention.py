@@ -56,7 +56,9 @@ def packed_attention(
         position_bias: a table [H, 2R + 1] by query depth minus key depth (T5), or empty.
     """
     plan, bias = _plan_and_bias(module, plan, cross_plan, position_bias)
-    out = attention(query[0], key[0], value[0], plan, bias=bias, scale=scaling)
+    # Unlike an index's, the gradient of squeeze is no copy.
+    rows = (x.squeeze(0) for x in (query, key, value))
+    out = attention(*rows, plan, bias=bias, scale=scaling)
     return out.transpose(0, 1)[None], None
 
 

@@ -1,11 +1,12 @@
-"""Layers of Hugging Face models computed in fewer passes over memory, on the CPU.
+"""Layers of Hugging Face models computed in fewer passes over memory.
 
 A transformer layer of small width spends most of its time on element-wise operations, each of which
-reads and writes every token's row. Here norms and residuals, rotary embedding and attention, gates
-and activations are one pass each (`sacglam.kernels`), and a causal model's last layer computes only
-the rows that are read. Weights and modules stay the model's own; adapters too.
+reads and writes every token's row; on a GPU the same holds up to a billion parameters. Here norms
+and residuals, rotary embedding and attention, gates and activations, adapters and their layers are
+one pass each (`sacglam.kernels`), and a causal model's last layer computes only the rows that are
+read. Weights and modules stay the model's own; adapters too.
 
-Where a tensor is not float32 or float64 on the CPU, the model's own code runs.
+The CPU's 16-bit tensors, and GPUs without Triton, take the model's own code.
 """
 
 from __future__ import annotations
@@ -16,8 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import AttentionPlan, attention, gated_activation, rms_norm
+from ..kernels import (
+    AttentionPlan,
+    attention,
+    gated_activation,
+    gated_linear,
+    rms_norm,
+    triton_available,
+)
 from ..kernels.gated_activation import Activation
+from .projections import compute, project, projection_of
 
 # Types whose layers are: norm, attention with rotary embedding, norm, gated feed-forward.
 LLAMA_LIKE = ("llama", "qwen2", "qwen3", "mistral", "gemma", "smollm3")
@@ -31,6 +40,9 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 def fuse(model: Any) -> None:
     """Give the layers of a model faster forward methods, where its type is known."""
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            _override(module, _adapted_linear)
     if model.config.model_type in LLAMA_LIKE:
         layers = model.base_model.layers
         if all(_activation(layer.mlp.act_fn) for layer in layers):
@@ -51,6 +63,8 @@ def _override(module: nn.Module, forward: Any) -> None:
 
 
 def _serves(x: Tensor) -> bool:
+    if x.is_cuda:
+        return triton_available() and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
@@ -62,8 +76,8 @@ def _norm(module: Any, x: Tensor, add: Tensor | None = None) -> tuple[Tensor, Te
     """(norm of x + add, x + add) with a model's RMS norm module."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = module.weight
-    if "Gemma" in type(module).__name__:
-        weight = 1.0 + weight  # stored as its difference from one
+    if "Gemma" in type(module).__name__:  # stored as its difference from one
+        weight = 1.0 + (weight.float() if weight.dtype.itemsize == 2 else weight)
     return rms_norm(x, weight, eps, add)
 
 
@@ -81,17 +95,16 @@ def _llama_layer(
         return self.sacglam_original(
             hidden_states, *args, position_embeddings=position_embeddings, plan=plan, **kwargs
         )
-    x = hidden_states[0]
+    x = hidden_states.squeeze(0)  # unlike an index's, its gradient is no copy
     own = self.self_attn
-    normed, _ = _norm(self.input_layernorm, x)
+    normed, x = _norm(self.input_layernorm, x)
     asking = normed
     if read_plan is not None and getattr(self, "sacglam_last", False):
         plan, rows = read_plan, read_plan.q_node
         x, asking = x.index_select(0, rows), normed.index_select(0, rows)
 
     query, key, value = (
-        project(rows).view(rows.shape[0], -1, own.head_dim)
-        for project, rows in ((own.q_proj, asking), (own.k_proj, normed), (own.v_proj, normed))
+        rows.view(rows.shape[0], -1, own.head_dim) for rows in _projected(own, asking, normed)
     )
     if hasattr(own, "q_norm"):
         query, key = _norm(own.q_norm, query)[0], _norm(own.k_norm, key)[0]
@@ -102,14 +115,48 @@ def _llama_layer(
         *(rows.transpose(0, 1) for rows in (query, key, value)),
         plan, scale=own.scaling, rotary=rotary,
     )  # fmt: skip
-    out = own.o_proj(out.transpose(0, 1).reshape(x.shape[0], -1))
+    (out,) = _project_each(out.transpose(0, 1).reshape(x.shape[0], -1), own.o_proj)
 
     normed, x = _norm(self.post_attention_layernorm, out, x)
     mlp = self.mlp
     activation = _activation(mlp.act_fn)
     assert activation is not None
-    inner = gated_activation(mlp.gate_proj(normed), mlp.up_proj(normed), activation)
-    return (x + mlp.down_proj(inner))[None]
+    return (x + _gated(normed, mlp.gate_proj, mlp.up_proj, mlp.down_proj, activation))[None]
+
+
+def _projected(own: Any, asking: Tensor, normed: Tensor) -> tuple[Tensor, ...]:
+    """Queries of the rows `asking`, keys and values of all."""
+    if asking is normed:
+        return _project_each(normed, own.q_proj, own.k_proj, own.v_proj)
+    return *_project_each(asking, own.q_proj), *_project_each(normed, own.k_proj, own.v_proj)
+
+
+def _project_each(x: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
+    # On the CPU, where products take the time, what is saved does not show.
+    return project(x, modules) if x.is_cuda else tuple(module(x) for module in modules)
+
+
+def _gated(
+    x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module, activation: Activation
+) -> Tensor:
+    """A gated feed-forward layer over x [R, D]."""
+    inner = None
+    if x.is_cuda and not torch.is_grad_enabled():
+        plain = [projection_of(module) for module in (gate, up)]
+        weights = [p.weight for p in plain if p is not None and p.bias is None and p.down is None]
+        if len(weights) == 2:
+            inner = gated_linear(x, *weights, activation)
+    if inner is None:
+        inner = gated_activation(*_project_each(x, gate, up), activation)
+    return _project_each(inner, down)[0]
+
+
+def _adapted_linear(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A layer with its LoRA adapter, on a GPU."""
+    known = projection_of(self) if x.is_cuda and not args and not kwargs else None
+    if known is None or torch.is_autocast_enabled():
+        return self.sacglam_original(x, *args, **kwargs)
+    return compute(x.reshape(-1, x.shape[-1]), [known])[0].view(*x.shape[:-1], -1)
 
 
 def _t5_norm(self: Any, hidden_states: Tensor) -> Tensor:
@@ -123,5 +170,5 @@ def _t5_gated(self: Any, hidden_states: Tensor) -> Tensor:
         return self.sacglam_original(hidden_states)
     activation = _activation(self.act)
     assert activation is not None
-    inner = gated_activation(self.wi_0(hidden_states), self.wi_1(hidden_states), activation)
-    return self.wo(inner)
+    x = hidden_states
+    return _gated(x.view(-1, x.shape[-1]), self.wi_0, self.wi_1, self.wo, activation).view(x.shape)

@@ -97,7 +97,7 @@ class CausalTrunk(Trunk):
             plan=forest.plan,
             read_plan=forest.read_plan,
         )
-        return _rows(out.last_hidden_state[0], forest)
+        return _rows(out.last_hidden_state.squeeze(0), forest)
 
 
 class EncoderDecoderTrunk(Trunk):
@@ -132,7 +132,7 @@ class EncoderDecoderTrunk(Trunk):
             plan=forest.plan,
             cross_plan=forest.cross_plan,
         )
-        return _rows(out.last_hidden_state[0], forest)
+        return _rows(out.last_hidden_state.squeeze(0), forest)
 
 
 def _rows(hidden: Tensor, forest: Forest) -> Tensor:
