@@ -15,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable
@@ -189,20 +190,33 @@ def run_checks(tasks: list[tuple[Any, ...]], workers: int, session: Session) -> 
     """Every check in worker processes: kernels compile in parallel (and stay in Triton's cache on
     disk), and a kernel that breaks its device context breaks no timing."""
     import device_checks as checks
+    import device_layers as layers
 
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [(task, pool.submit(checks.run_task, *task)) for task in tasks]
+        waiting += [(t, pool.submit(layers.compile_tile, *t)) for t in layers.tile_tasks()]
         for task, future in waiting:
             error = future.exception()
-            if error is None:
+            if error is None and task[0] != "tile":
                 session.check(*future.result())
-            else:
+            elif error is not None:
                 session.fail(f"check {task}", "".join(traceback.format_exception(error)))
 
 
+def check_models(checks: Any, session: Session) -> None:
+    """Tolerances of bfloat16: what its 8 bits leave of three random layers' gradients."""
+    import torch
+
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 1e-1)):
+        checks.check_qwen(session.check, dtype, tolerance)
+        checks.check_t5(session.check, dtype, tolerance)
+
+
 def build_extension() -> None:
-    """`sacglam._C` in place, for the sections that run the package's models."""
-    if importlib.util.find_spec("sacglam._C") is None:
+    """`sacglam._C` in place, where the package is not installed."""
+    installed = importlib.util.find_spec("sacglam") is not None
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    if not installed and not (ROOT / "python" / "sacglam" / f"_C{suffix}").exists():
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         importlib.invalidate_caches()
@@ -213,7 +227,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json")
     parser.add_argument("--minutes", type=float, default=8.5, help="start nothing new after this")
     parser.add_argument("--only", default="", help="comma-separated prefixes of section names")
-    parser.add_argument("--workers", type=int, default=8, help="processes that check the kernels")
+    parser.add_argument("--workers", type=int, default=14, help="processes that check the kernels")
+    parser.add_argument("--skip", default="", help="the same, of sections to leave out")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     import torch
@@ -221,8 +236,11 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("bench/device.py needs an NVIDIA GPU: torch.cuda.is_available() is False")
         return 2
+    build_extension()  # before the package is imported
     import device_checks as checks
+    import device_graphs as graphs
     import device_kernels as kernels
+    import device_layers as layers
     import device_model_checks as model_checks
     import device_models as models
     from device_workloads import QWEN, T5, Ceilings
@@ -235,13 +253,18 @@ def main() -> int:
     sections: dict[str, Callable[[], None]] = {
         "ceilings": lambda: measure_ceilings(ceilings, session),
         "check": lambda: run_checks(checks.tasks(), options.workers, session),
-        "extension": build_extension,
-        "check Qwen model": lambda: model_checks.check_qwen(session.check),
-        "check T5 model": lambda: model_checks.check_t5(session.check),
+        "check models": lambda: check_models(model_checks, session),
+        "check graphs": lambda: graphs.check_graphs(session.check),
         "head Qwen 256": lambda: kernels.time_head(QWEN, 256, ceilings, record),
         "head Qwen 32": lambda: kernels.time_head(QWEN, 32, ceilings, record),
         "head T5 256": lambda: kernels.time_head(T5, 256, ceilings, record),
         "policy": lambda: kernels.time_policy(256, ceilings, record),
+        "layer Qwen 256": lambda: layers.time_layer(
+            QWEN, 4864, "silu", 256 * 198, ceilings, record
+        ),
+        "layer T5 256": lambda: layers.time_layer(
+            T5, 2048, "gelu_tanh", 256 * 150, ceilings, record
+        ),
     }
     for n in (256, 32):
         for prefix in (0, 100):
@@ -256,12 +279,17 @@ def main() -> int:
     for n in (256, 32):
         sections[f"model Qwen {n}"] = partial(models.time_qwen, n, ceilings, record)
         sections[f"model T5 {n}"] = partial(models.time_t5, n, ceilings, record)
-    sections["model Qwen 256, prefix 100"] = partial(
-        models.time_qwen, 256, ceilings, record, prefix=100
+    sections["model Qwen 256, 100 shared"] = partial(
+        models.time_qwen, 256, ceilings, record, shared=100
     )
+    sections["act"] = lambda: graphs.time_graphs(record)
+    sections["sweep layers"] = lambda: layers.sweep(256 * 198, record)
     sections["sweep 256"] = lambda: kernels.sweep(256, record)
     wanted = [p for p in options.only.split(",") if p]
+    unwanted = [p for p in options.skip.split(",") if p]
     for name, run in sections.items():
+        if any(name.startswith(p) for p in unwanted):
+            continue
         if not wanted or name == "ceilings" or any(name.startswith(p) for p in wanted):
             session.section(name, run)
     return summarise(session)

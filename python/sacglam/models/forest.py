@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,26 @@ class Forest:
     def num_candidates(self) -> int:
         return self.path_offsets.shape[0] - 1
 
+    def to(self, device: torch.device) -> Forest:
+        """The same forest on a device; itself if it lies there."""
+        if self.ids.device == device:
+            return self
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, AttentionPlan):
+                moved[field.name] = _plan_to(value, device)
+            elif isinstance(value, Tensor | Forest):
+                moved[field.name] = value.to(device)
+        return replace(self, **moved)
+
+
+def _plan_to(plan: AttentionPlan, device: torch.device) -> AttentionPlan:
+    arrays = {
+        name: array.to(device) for name, array in vars(plan).items() if isinstance(array, Tensor)
+    }
+    return replace(plan, **arrays, _cache={})
+
 
 def forest_from_packed(packed: dict[str, Any], device: torch.device | str = "cpu") -> Forest:
     """Tensors of what `sacglam._C.ForestPacker.pack` returned."""
@@ -85,7 +105,9 @@ def forest_from_packed(packed: dict[str, Any], device: torch.device | str = "cpu
     table = np.where(present, offsets[trees][:, None] + columns[None, :], 0)
 
     total = len(packed["ids"])
-    read = np.union1d(packed["head_rows"], packed["leaf"])
+    read = packed["head_rows"]
+    if len(packed["leaf"]):
+        read = np.union1d(read, packed["leaf"])
     tree_start = narrow(packed["tree_start"])
     encoder: dict[str, Any] = {}
     if len(packed["encoder_ids"]):

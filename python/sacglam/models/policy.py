@@ -21,6 +21,7 @@ from ..errors import CandidateError, CheckpointError, ConfigError
 from ..text import PromptTemplate, TextCodec
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
 from .forest import Forest, forest_from_packed
+from .graphs import ActingGraphs, acting_graphs
 from .heads import QHeads
 from .loading import load_language_model
 from .scoring import Scores, candidate_policy, values_over
@@ -40,6 +41,7 @@ class PolicyOptions:
     q_heads: int = 2
     q_layers: tuple[int, ...] = (128,)
     attn: str = "fast"  # or "reference"
+    cuda_graphs: bool = True  # act by CUDA graphs on a GPU: see models/graphs.py
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -102,6 +104,7 @@ class Policy:
         if self._reencodes:  # its rows have their action in the prompt, and nothing to choose
             self._sets[()] = 0
             self.packer.add_set(0, np.zeros(1, dtype=np.int32), np.array([0, 1], dtype=np.int64))
+        self._graphs: ActingGraphs | None = None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if self.options.critic_trunk == "adapter" and "critic" not in getattr(
             model, "peft_config", {}
@@ -172,16 +175,18 @@ class Policy:
         *,
         leaves: bool = True,
         rows: npt.NDArray[np.int64] | None = None,
+        device: torch.device | str | None = None,
     ) -> Forest:
         """Concatenated prompt ids [*], offsets [B + 1] and candidate sets [B] as one forest.
 
         leaves: whether to run the candidates' last tokens, which Q needs and the policy does not
             (nor does V), or whatever else a critic needs for Q.
         rows: pack only these prompts of the batch.
+        device: where the forest is made; None: where the policy is. For `choose`, the CPU.
         """
         kept = leaves and not self._reencodes and self.options.critic != "value"
         packed = self.packer.pack(prompts, offsets, sets, kept, rows)
-        forest = forest_from_packed(packed, self.device)
+        forest = forest_from_packed(packed, self.device if device is None else device)
         self.trunk.check_length(forest)
         if leaves and self._reencodes:
             forest = replace(forest, reencoded=self._reencoded(prompts, offsets, sets, rows))
@@ -300,7 +305,7 @@ class Policy:
         generator: torch.Generator | None = None,
     ) -> list[str]:
         """Choose one action per prompt: sampled from the policy, or its most probable one."""
-        forest = self._pack_texts(prompts, candidates, leaves=False)
+        forest = self._pack_texts(prompts, candidates, leaves=False, device="cpu")
         chosen = self.choose(forest, greedy=greedy, generator=generator)
         return [actions[k] for actions, k in zip(candidates, chosen.tolist(), strict=True)]
 
@@ -313,13 +318,14 @@ class Policy:
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Index of the chosen candidate per row of the forest; int64 [B].
+        """Index of the chosen candidate per row of the forest; int64 [B], on the CPU.
 
+        forest: on any device; CUDA graphs serve those on the CPU. Leaves (`pack`) are not needed.
         greedy: the most probable one; else drawn from (1 - explore) pi' + explore uniform, where
         pi' is pi^(1 / temperature), normalised.
+        generator: on any device; what is drawn on the CPU is the same wherever the policy is.
         """
-        with torch.no_grad():
-            scores = self.forward(forest, with_q=False)
+        scores = self._acting_scores(forest)
         if greedy:
             return scores.log_pi.masked_fill(~scores.mask, -torch.inf).argmax(-1)
         uniform = scores.mask / scores.mask.sum(-1, keepdim=True)
@@ -327,10 +333,26 @@ class Policy:
         if temperature != 1.0:
             pi = (scores.log_pi / temperature).masked_fill(~scores.mask, -torch.inf).softmax(-1)
         pi = torch.lerp(pi, uniform.to(scores.pi.dtype), explore)
-        return torch.multinomial(pi, 1, generator=generator).squeeze(-1)
+        if generator is not None:
+            pi = pi.to(generator.device)
+        return torch.multinomial(pi, 1, generator=generator).squeeze(-1).cpu()
+
+    def _acting_scores(self, forest: Forest) -> Scores:
+        """Scores without Q and gradients, on the CPU."""
+        with torch.no_grad():
+            self._graphs = acting_graphs(self, self._graphs)
+            scores = None if self._graphs is None else self._graphs.scores(forest)
+            if scores is None:
+                scores = self.forward(forest.to(self.device), with_q=False).cpu()
+        return scores
 
     def _pack_texts(
-        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, leaves: bool
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        *,
+        leaves: bool,
+        device: str | None = None,
     ) -> Forest:
         if len(prompts) != len(candidates) or not prompts:
             raise CandidateError(
@@ -340,7 +362,7 @@ class Policy:
         ids = [self.codec.text(prompt) for prompt in prompts]
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         sets = np.array([self.candidate_set(c) for c in candidates], dtype=np.int32)
-        return self.pack(np.concatenate(ids), offsets, sets, leaves=leaves)
+        return self.pack(np.concatenate(ids), offsets, sets, leaves=leaves, device=device)
 
     # --- saving -------------------------------------------------------------------------------
 

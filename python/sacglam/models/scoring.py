@@ -6,7 +6,7 @@ pi(a | p) = softmax over the candidates of s(a | p) / tau
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,6 +33,10 @@ class Scores:
     q: Tensor | None
     mask: Tensor
     v: Tensor | None = None
+
+    def cpu(self) -> Scores:
+        """The same on the CPU."""
+        return replace(self, **{name: x.cpu() for name, x in vars(self).items() if x is not None})
 
     @property
     def entropy(self) -> Tensor:

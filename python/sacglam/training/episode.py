@@ -78,7 +78,7 @@ def choose_actions(
     generator: torch.Generator | None = None,
 ) -> list[int]:
     """Index of the action that the policy takes in each episode; options as `Policy.choose`."""
-    forest = pack_episodes(policy, episodes, leaves=False)
+    forest = policy.pack(*prompts_of(policy, episodes), leaves=False, device="cpu")
     return policy.choose(
         forest, greedy=greedy, explore=explore, temperature=temperature, generator=generator
     ).tolist()

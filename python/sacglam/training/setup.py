@@ -173,6 +173,7 @@ def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") 
             q_heads=config.critic.heads if sac else 1,
             q_layers=tuple(config.critic.layers if sac else config.ppo.value_layers),
             attn=config.model.attn,
+            cuda_graphs=config.model.cuda_graphs,
         ),
         name=name,
     )

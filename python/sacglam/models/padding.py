@@ -1,0 +1,207 @@
+"""Forests padded to few sizes, with the same scores: what a CUDA graph can be replayed on.
+
+A graph is recorded for one size of every tensor. A forest is therefore enlarged by trees, tokens,
+edges and candidates of no consequence. All arrays of the padded forest are views of one vector of
+int64, so that one copy moves them to a device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..kernels import plan_forest, plan_segments
+from .forest import Forest
+
+# One tree of padding for so many tokens, of which a fifth or so are padding: attention works tree
+# by tree, and one long tree would take longer than all the real ones beside it.
+_TREE_TOKENS = 256
+# Arrays begin at multiples of this many int64: kernels compiled for aligned pointers serve them.
+_ALIGN = 16
+
+
+class Sizes(NamedTuple):
+    """The sizes of a padded forest, of which equal ones share a graph. Every node that is read is
+    a head row, and as many edges are held as entries of the candidates' paths."""
+
+    tokens: int  # T
+    heads: int  # nodes whose next-token law is needed
+    path_edges: int  # entries of all candidates' paths
+    candidates: int  # C
+    rows: int  # B
+    columns: int  # A
+    encoder_tokens: int  # Te; 0 for causal models
+
+    @property
+    def trees(self) -> int:
+        """P: one for each row, as if no two were alike, and those that hold the padding."""
+        return self.rows + 1 + max(self.tokens, self.encoder_tokens) // _TREE_TOKENS
+
+
+def round_up(count: int) -> int:
+    """The next of 2^k * {1, 1.25, 1.5, 1.75}, less than a quarter more. Below 256 the next multiple
+    of 64, since a GPU's products take as long. For sizes that cost time."""
+    step = max(64, 1 << max(0, (count - 1).bit_length() - 3))
+    return -(-count // step) * step
+
+
+def power_of_two(count: int) -> int:
+    """The next power of two, at least 16. For sizes that cost next to nothing."""
+    return max(16, 1 << (count - 1).bit_length())
+
+
+def padded_sizes(forest: Forest) -> Sizes:
+    """The sizes that a forest is padded to. Few are chosen freely, so that few graphs are made."""
+    nodes, heads = forest.ids.shape[0], forest.head_rows.shape[0]
+    # Added head rows are added tokens, so that the rows that are read rise, and are as many as the
+    # tokens only if they are the tokens: a trunk tells from their number which ones it has.
+    padded_heads = round_up(heads)
+    tokens = round_up(nodes + padded_heads - heads)
+    if heads == nodes:
+        padded_heads = tokens
+    paths, candidates = forest.path_edges.shape[0], forest.num_candidates
+    # A padding candidate's path should not grow long: a kernel walks along it.
+    padded_candidates = power_of_two(candidates + math.ceil(paths / 8))
+    rows, columns = forest.mask.shape
+    encoder = 0 if forest.encoder_ids is None else round_up(forest.encoder_ids.shape[0])
+    return Sizes(
+        tokens=tokens,
+        heads=padded_heads,
+        path_edges=power_of_two(paths + padded_candidates - candidates),
+        candidates=padded_candidates,
+        rows=power_of_two(rows),
+        columns=power_of_two(columns),
+        encoder_tokens=encoder,
+    )
+
+
+def flat_length(sizes: Sizes) -> int:
+    """Numbers of int64 that hold a padded forest."""
+    return sum(-(-length // _ALIGN) * _ALIGN for length in _lengths(sizes).values())
+
+
+def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
+    """Write a forest, padded, to `flat`, int64 [flat_length(sizes)]; both on the CPU.
+
+    What is added: trees of tokens that see themselves alone; edges from head row 0 to token 0, and
+    candidates of these in the added trees; rows and columns without candidates.
+    """
+    at = _parts(flat.numpy(), sizes)  # NumPy's small assignments take a third of torch's time
+    plan, candidates = forest.plan, forest.num_candidates
+    nodes, heads, paths = (len(x) for x in (forest.ids, forest.head_rows, forest.path_edges))
+    assert plan.end is not None
+    assert plan.prefix == 0
+
+    def put(name: str, values: Tensor, rest: npt.NDArray[np.int64] | int = 0) -> None:
+        part, count = at[name], len(values)
+        part[:count] = values.numpy()
+        part[count:] = rest
+
+    def spread(start: int, stop: int, parts: int) -> npt.NDArray[np.int64]:
+        """Where equal parts of [start, stop) end."""
+        return start + np.arange(1, parts + 1) * (stop - start) // parts
+
+    trees, more_candidates = sizes.trees - plan.trees, sizes.candidates - candidates
+    put("ids", forest.ids)
+    put("pos", forest.pos)
+    put("end", plan.end, np.arange(nodes + 1, sizes.tokens + 1))
+    put("tree_start", plan.q_start, spread(nodes, sizes.tokens, trees))
+    put("read", forest.read[forest.head_rows], np.arange(nodes, nodes + sizes.heads - heads))
+    put("edge_row", forest.edge_row)
+    put("edge_token", forest.edge_token)
+    put("path_offsets", forest.path_offsets, spread(paths, sizes.path_edges, more_candidates))
+    put("path_edges", forest.path_edges)
+    put("candidate_offsets", forest.candidate_offsets, spread(candidates, sizes.candidates, trees))
+    rows, columns = forest.mask.shape
+    for name, values in (("table", forest.table), ("mask", forest.mask)):
+        square = at[name].reshape(sizes.rows, sizes.columns)
+        square[:] = 0
+        square[:rows, :columns] = values.numpy()
+    if forest.encoder_ids is not None:
+        encoder, count = forest.encoder_plan, len(forest.encoder_ids)
+        assert encoder is not None
+        assert encoder.q_pos is not None
+        put("encoder_ids", forest.encoder_ids)
+        put("encoder_pos", encoder.q_pos)
+        put("encoder_start", encoder.q_start, spread(count, sizes.encoder_tokens, trees))
+
+
+def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
+    """The padded forest whose arrays `flat` holds, as `write_padded` left them.
+
+    Its plans have nothing cached: what is computed from it is computed from the arrays. `longest`
+    is an upper bound.
+    """
+    at = _parts(flat, sizes)
+    narrow = {name: at[name].int() for name in ("pos", "end", "tree_start")}
+    encoder = {}
+    if sizes.encoder_tokens:
+        start, count = at["encoder_start"].int(), sizes.encoder_tokens
+        encoder = {
+            "encoder_ids": at["encoder_ids"],
+            "encoder_plan": plan_segments(start, count, q_pos=at["encoder_pos"].int()),
+            "cross_plan": plan_segments(narrow["tree_start"], sizes.tokens, start, count),
+        }
+    return Forest(
+        ids=at["ids"],
+        pos=at["pos"],
+        longest=sizes.tokens,
+        plan=plan_forest(narrow["end"], narrow["tree_start"], pos=narrow["pos"]),
+        read=at["read"],
+        head_rows=torch.arange(sizes.heads, device=flat.device),
+        edge_row=at["edge_row"],
+        edge_token=at["edge_token"],
+        path_offsets=at["path_offsets"],
+        path_edges=at["path_edges"],
+        candidate_offsets=at["candidate_offsets"],
+        leaf=None,
+        table=at["table"].view(sizes.rows, sizes.columns),
+        mask=at["mask"].view(sizes.rows, sizes.columns) != 0,
+        **encoder,  # type: ignore[arg-type]
+    )
+
+
+def pad_forest(forest: Forest) -> Forest:
+    """A forest on the CPU, padded to `padded_sizes`: the same scores in its first rows and columns.
+    What only a critic reads is left out."""
+    sizes = padded_sizes(forest)
+    flat = torch.empty(flat_length(sizes), dtype=torch.int64)
+    write_padded(flat, forest, sizes)
+    return forest_over(flat, sizes)
+
+
+def _lengths(sizes: Sizes) -> dict[str, int]:
+    """The arrays of a padded forest in their order in memory."""
+    lengths = {
+        "ids": sizes.tokens,
+        "pos": sizes.tokens,
+        "end": sizes.tokens,
+        "tree_start": sizes.trees + 1,
+        "read": sizes.heads,
+        "edge_row": sizes.path_edges,
+        "edge_token": sizes.path_edges,
+        "path_offsets": sizes.candidates + 1,
+        "path_edges": sizes.path_edges,
+        "candidate_offsets": sizes.trees + 1,
+        "table": sizes.rows * sizes.columns,
+        "mask": sizes.rows * sizes.columns,
+    }
+    if sizes.encoder_tokens:
+        lengths["encoder_ids"] = sizes.encoder_tokens
+        lengths["encoder_pos"] = sizes.encoder_tokens
+        lengths["encoder_start"] = sizes.trees + 1
+    return lengths
+
+
+def _parts(flat: Any, sizes: Sizes) -> dict[str, Any]:
+    """Views of the arrays, of the tensor or NumPy array that holds them."""
+    found, begin = {}, 0
+    for name, length in _lengths(sizes).items():
+        found[name] = flat[begin : begin + length]
+        begin += -(-length // _ALIGN) * _ALIGN
+    return found

@@ -1,0 +1,281 @@
+"""Acting by graphs: what is recorded when, and that a graph is used only where it is right.
+
+On the CPU a stand-in records; what CUDA itself does is tested on a GPU alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from sacglam.config import TrainConfig
+from sacglam.models import policy as policy_module
+from sacglam.models.graphs import ActingGraphs, CudaCapture, acting_graphs
+from sacglam.models.policy import Policy
+from sacglam.models.target import TargetParameters
+from sacglam.training.setup import wrap_model
+
+ACTIONS = [["go", "go to", "red lion", "grasp"], ["blue", "green", "go to red"]]
+# Lengths of prompts whose forests are padded to sizes of their own.
+LENGTHS = (5, 70, 200)
+
+
+class Recording:
+    """Does what a CUDA graph does: the recorded call again, with weights and inputs where they were
+    then, into the memory of the first result; recording alone computes nothing."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.made = model, 0
+
+    def __call__(self, run: Callable[[], torch.Tensor]) -> Any:
+        self.made += 1
+        weights = [p.data for p in self.model.parameters()]
+        result = torch.full_like(run(), torch.nan)
+
+        def replay() -> None:
+            present = [p.data for p in self.model.parameters()]
+            self._point_to(weights)
+            result.copy_(run())
+            self._point_to(present)
+
+        return replay, result
+
+    def _point_to(self, weights: list[torch.Tensor]) -> None:
+        for parameter, data in zip(self.model.parameters(), weights, strict=True):
+            parameter.data = data
+
+
+@pytest.fixture(params=["llama", "t5"])
+def policy(request: pytest.FixtureRequest, make_policy: Any) -> Policy:
+    return make_policy(request.param)
+
+
+@pytest.fixture
+def llama(make_policy: Any) -> Policy:
+    return make_policy("llama")
+
+
+def graphs_of(policy: Policy, limit: int = 16) -> tuple[ActingGraphs, Recording]:
+    recording = Recording(policy.model)
+    forward = partial(policy.forward, with_q=False)
+    return ActingGraphs(forward, policy.model, recording, limit=limit), recording
+
+
+def batch(policy: Policy, words: str, length: int = 5, rows: int = 2) -> Any:
+    prompts = [f"{words} " * length, "b c " + "d " * (length - 2)] * rows
+    return policy._pack_texts(prompts[:rows], (ACTIONS * rows)[:rows], leaves=False)
+
+
+def scores(graphs: ActingGraphs, forest: Any) -> Any:
+    with torch.no_grad():
+        return graphs.scores(forest)
+
+
+def assert_plain(policy: Policy, got: Any, forest: Any) -> None:
+    with torch.no_grad():
+        want = policy.forward(forest, with_q=False)
+    for name in ("log_prob", "log_pi", "pi"):
+        torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=1e-12, atol=1e-12)
+    assert bool((got.mask == want.mask).all())
+
+
+def test_the_second_time_a_size_is_recorded_and_serves_other_batches(policy: Policy):
+    graphs, recording = graphs_of(policy)
+    assert scores(graphs, batch(policy, "a")) is None
+    for words, rows in (("a", 2), ("go", 2), ("red", 3), ("lion", 1)):
+        forest = batch(policy, words, rows=rows)
+        assert_plain(policy, scores(graphs, forest), forest)
+    assert recording.made == len(graphs) == 1
+
+
+def test_results_are_not_overwritten(llama: Policy):
+    graphs, _ = graphs_of(llama)
+    first, second = batch(llama, "a"), batch(llama, "go")
+    scores(graphs, first)
+    got = scores(graphs, first)
+    scores(graphs, second)
+    assert_plain(llama, got, first)
+
+
+def test_weights_changed_in_place_are_read(policy: Policy):
+    graphs, recording = graphs_of(policy)
+    forest = batch(policy, "a")
+    before = [scores(graphs, forest) for _ in range(2)][1]
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    after = scores(graphs, forest)
+    assert_plain(policy, after, forest)
+    assert float((after.log_pi - before.log_pi).abs().max()) > 1e-3
+    assert recording.made == 1
+
+
+def test_weights_moved_elsewhere_end_a_graph(llama: Policy):
+    graphs, recording = graphs_of(llama)
+    target = TargetParameters(llama.trainable_parameters())
+    with torch.no_grad():
+        for parameter in llama.model.parameters():
+            parameter.mul_(1.1)
+    forest = batch(llama, "a")
+    for _ in range(2):
+        scores(graphs, forest)
+    with target.applied():
+        assert scores(graphs, forest) is None
+        assert len(graphs) == 0
+    # Sizes that were recorded before are seen twice as often before they are recorded again.
+    found = [scores(graphs, forest) for _ in range(5)]
+    assert [f is None for f in found] == [True, True, False, False, False]
+    assert_plain(llama, found[-1], forest)
+    assert recording.made == 2
+    with target.applied():
+        assert scores(graphs, forest) is None
+
+
+def test_swapping_the_target_in_and_out_between_calls_ends_no_graph(llama: Policy):
+    graphs, recording = graphs_of(llama)
+    target = TargetParameters(llama.trainable_parameters())
+    forest = batch(llama, "a")
+    for _ in range(4):
+        scores(graphs, forest)
+        with target.applied(), torch.no_grad():
+            llama.forward(forest, with_q=False)
+    assert recording.made == len(graphs) == 1
+    assert_plain(llama, scores(graphs, forest), forest)
+
+
+def test_the_graph_unused_for_longest_is_dropped(llama: Policy):
+    graphs, recording = graphs_of(llama, limit=2)
+    short, middle, long = (batch(llama, "a", length) for length in LENGTHS)
+    for forest in (short, short, middle, middle, short, long, long):
+        scores(graphs, forest)
+    assert recording.made == 3
+    assert len(graphs) == 2
+    for forest in (short, long):
+        assert_plain(llama, scores(graphs, forest), forest)
+    assert scores(graphs, middle) is None
+    assert recording.made == 3
+
+
+def test_sizes_that_push_each_other_out_are_recorded_ever_more_rarely(llama: Policy):
+    graphs, recording = graphs_of(llama, limit=1)
+    short, long = batch(llama, "a"), batch(llama, "a", 70)
+    for _ in range(16):
+        for forest in (short, long):
+            found = scores(graphs, forest)
+            if found is not None:
+                assert_plain(llama, found, forest)
+    assert recording.made <= 6  # after 2, 4 and 8 sightings each
+
+
+def test_a_recording_that_fails_is_told_once(llama: Policy):
+    def fail(_: Any) -> Any:
+        raise RuntimeError("called a synchronizing operation\nand more")
+
+    graphs = ActingGraphs(partial(llama.forward, with_q=False), llama.model, fail)
+    forest = batch(llama, "a")
+    assert scores(graphs, forest) is None
+    with pytest.warns(RuntimeWarning, match="RuntimeError: called a synchronizing operation"):
+        assert scores(graphs, forest) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [scores(graphs, forest) for _ in range(4)] == [None] * 4
+
+
+def test_no_graph_where_the_pass_is_another(make_model: Any):
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = make_model("llama")
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    policy = Policy(get_peft_model(model, lora), tokenizer)
+    policy.model.add_adapter("other", lora)
+    policy.model.double().eval()
+    graphs, recording = graphs_of(policy)
+    forest = batch(policy, "a")
+    for _ in range(2):
+        found = scores(graphs, forest)
+    assert_plain(policy, found, forest)
+    with policy.model.disable_adapter():
+        assert scores(graphs, forest) is None
+    policy.model.train()
+    assert scores(graphs, forest) is None
+    policy.model.eval()
+    with torch.autocast("cpu"):
+        assert scores(graphs, forest) is None
+    with torch.inference_mode():
+        assert scores(graphs, forest) is None
+    assert_plain(policy, scores(graphs, forest), forest)
+    assert recording.made == 1
+    policy.model.set_adapter("other")
+    for _ in range(5):
+        found = scores(graphs, forest)
+    assert_plain(policy, found, forest)
+    assert recording.made == 2
+
+
+def test_actions_chosen_by_graphs_are_the_plain_ones(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    prompts = ["a b c", "go to red"] * 8
+    draw = {"candidates": ACTIONS * 8, "prompts": prompts}
+    plain = [policy.act(**draw, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    graphs, recording = graphs_of(policy)
+    monkeypatch.setattr(policy_module, "acting_graphs", lambda *_: graphs)
+    for k, want in enumerate(plain):
+        assert policy.act(**draw, generator=torch.Generator().manual_seed(k)) == want
+    assert recording.made == 1
+
+
+def test_the_cpu_knows_no_graphs(llama: Policy):
+    assert acting_graphs(llama, None) is None
+    llama.act(["a b c"], [["go", "grasp"]])
+    assert llama._graphs is None
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_setting_reaches_the_policy(make_model: Any, wanted: bool):
+    config = TrainConfig().with_overrides({"model.cuda_graphs": wanted})
+    assert wrap_model(config, *make_model("llama")).options.cuda_graphs is wanted
+
+
+def test_a_forest_moves_whole(policy: Policy):
+    forest = batch(policy, "a", 9)
+    assert forest.to(torch.device("cpu")) is forest
+    moved = forest.to(torch.device("meta"))
+    for plan in (moved.plan, moved.encoder_plan, moved.cross_plan):
+        if plan is not None:
+            assert {x.device.type for x in vars(plan).values() if torch.is_tensor(x)} == {"meta"}
+            assert plan._cache == {}
+    assert {x.device.type for x in vars(moved).values() if torch.is_tensor(x)} == {"meta"}
+    assert moved.longest == forest.longest
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "t5", "flan-t5"])
+def test_graphs_on_a_gpu(make_policy: Any, architecture: str):
+    policy: Policy = make_policy(architecture, torch.float32)
+    policy.model.to("cuda")
+    graphs = ActingGraphs(
+        partial(policy.forward, with_q=False), policy.model, CudaCapture(policy.device), limit=2
+    )
+    for step in range(3):
+        for length in LENGTHS * 3:
+            forest = batch(policy, "a b"[: 1 + 2 * (step % 2)], length)
+            found = scores(graphs, forest)
+            with torch.no_grad():
+                want = policy.forward(forest, with_q=False).cpu()
+            if found is not None:
+                torch.testing.assert_close(found.log_prob, want.log_prob, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(found.pi, want.pi, rtol=1e-3, atol=1e-4)
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    assert len(graphs) == 2
+    for _ in range(3):
+        chosen = policy.act(["a b c"] * 3, [["go", "grasp"]] * 3, generator=torch.Generator())
+        assert set(chosen) <= {"go", "grasp"}
+    assert policy._graphs is not None
+    assert len(policy._graphs) == 1

@@ -1,0 +1,120 @@
+"""Forests padded to few sizes have the same scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sacglam._C import ForestPacker
+from sacglam.models.forest import Forest, forest_from_packed
+from sacglam.models.padding import pad_forest, padded_sizes, power_of_two, round_up
+
+WORDS = "a b c d e f go to red blue green lion water grasp Goal :".split()
+texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join)
+actions = st.lists(
+    st.lists(st.sampled_from(WORDS[:6]), min_size=1, max_size=4).map(" ".join),
+    min_size=1, max_size=19, unique=True,
+)  # fmt: skip
+batches = st.lists(st.tuples(texts, actions), min_size=1, max_size=6)
+# More tokens than a size holds, rows that share a tree, more rows and columns than 16.
+LARGE = [("go to red green lion " * 14, ["a", "a b", "a c d", "b"])] * 17 + [
+    ("b c " * 20, [f"{x} {y}" for x in "abcde" for y in "fghi"])
+]
+# As many tokens as head rows: one for each prompt, and leaves that are left out.
+SHORT = [(word, ["a", "b"]) for word in "cdef"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "t5", "flan-t5"])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_padding_leaves_scores_as_they_are(make_policy: Any, architecture: str, leaves: bool):
+    policy = make_policy(architecture)
+    check = settings(max_examples=15, deadline=None)(
+        example(LARGE)(example(SHORT)(given(batches)(lambda batch: same(policy, batch, leaves))))
+    )
+    check()
+
+
+def same(policy: Any, batch: list[tuple[str, list[str]]], leaves: bool, within: float = 1e-12):
+    forest = policy._pack_texts(*zip(*batch, strict=True), leaves=leaves)
+    padded = pad_forest(forest)
+    sizes = padded_sizes(forest)
+    assert padded.ids.shape[0] == sizes.tokens > 0
+    assert padded.mask.shape == (sizes.rows, sizes.columns)
+    assert int(padded.mask.sum()) == int(forest.mask.sum())
+    assert padded.longest >= forest.longest
+    assert bool((padded.read.diff() > 0).all())
+    with torch.no_grad():
+        want = policy.forward(forest, with_q=False)
+        got = policy.forward(padded, with_q=False)
+    rows, columns = forest.mask.shape
+    for name in ("log_prob", "log_pi", "pi"):
+        real = getattr(got, name)[:rows, :columns]
+        torch.testing.assert_close(real, getattr(want, name), rtol=within, atol=within)
+    assert bool((got.mask[:rows, :columns] == want.mask).all())
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "t5"])
+def test_padding_with_the_native_kernels(make_policy: Any, architecture: str):
+    policy = make_policy(architecture, torch.float32)
+    same(policy, LARGE, leaves=False, within=1e-4)
+    same(policy, SHORT, leaves=False, within=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"reduce": "mean"}, {"score": "raw_logit"}])
+def test_padding_with_other_scores(make_policy: Any, options: dict[str, str]):
+    same(make_policy("llama", **options), LARGE, leaves=False)
+
+
+@given(st.integers(1, 1 << 20))
+def test_sizes_waste_less_than_a_quarter(count: int):
+    size = round_up(count)
+    assert count <= size < max(1.25 * count, count + 64)
+    assert size % 64 == 0
+    assert count <= power_of_two(count) < max(2 * count, 17)
+
+
+def random_forest(
+    packer: Any, rng: np.random.Generator, rows: int, shortest: int, longest: int
+) -> Forest:
+    """Each row has one of the packer's 20 sets of candidates."""
+    lengths = rng.integers(shortest, longest + 1, rows)
+    prompts = rng.integers(4, 1000, lengths.sum()).astype(np.int32)
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    sets = rng.integers(0, 20, rows).astype(np.int32)
+    return forest_from_packed(packer.pack(prompts, offsets, sets, False, None))
+
+
+def packer_with_sets(decoder_start: int, rng: np.random.Generator) -> Any:
+    packer = ForestPacker(decoder_start)
+    for k in range(20):  # 8 to 14 candidates of 1 to 5 tokens
+        wanted, found = rng.integers(8, 15), set()
+        while len(found) < wanted:
+            found.add(tuple(rng.integers(4, 40, rng.integers(1, 6)).tolist()))
+        tokens = [np.array(c, dtype=np.int32) for c in found]
+        offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+        packer.add_set(k, np.concatenate(tokens), offsets)
+    return packer
+
+
+@pytest.mark.parametrize("decoder_start", [-1, 0])
+@pytest.mark.parametrize(
+    ("rows", "shortest", "longest"), [(16, 40, 80), (32, 100, 200), (1, 9, 90)]
+)
+def test_few_sizes_serve_many_batches(decoder_start: int, rows: int, shortest: int, longest: int):
+    rng = np.random.default_rng(rows)
+    packer = packer_with_sets(decoder_start, rng)
+    forests = [random_forest(packer, rng, rows, shortest, longest) for _ in range(1000)]
+    assert len({padded_sizes(forest) for forest in forests}) <= 16
+
+
+def test_paths_of_padding_stay_short():
+    rng = np.random.default_rng(0)
+    packer = packer_with_sets(-1, rng)
+    for rows in range(1, 40):
+        padded = pad_forest(random_forest(packer, rng, rows, 5, 60))
+        assert int(padded.path_offsets.diff().max()) <= 16
+        assert int(padded.plan.q_start.diff().max()) <= 128
