@@ -209,6 +209,7 @@ def check_models(checks: Any, session: Session) -> None:
 
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 1e-1)):
         checks.check_qwen(session.check, dtype, tolerance)
+        checks.check_qwen(session.check, dtype, tolerance, shared=40)
         checks.check_t5(session.check, dtype, tolerance)
 
 

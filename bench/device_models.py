@@ -53,7 +53,7 @@ class Batch:
             packer.add_set(b, self.actions[b].ravel(), offsets)
         packed = packer.pack(
             self.prompts.ravel(), np.arange(prompts + 1, dtype=np.int64) * length,
-            np.arange(prompts, dtype=np.int32), False, None,
+            np.arange(prompts, dtype=np.int32), False, None, shared,
         )  # fmt: skip
         self.forest = forest_from_packed(packed, workloads.DEVICE)
 

@@ -43,7 +43,7 @@ Array<std::int64_t> take(std::vector<std::int64_t>&& values) {
 
 py::dict pack(const forest::Packer& packer, const Array<std::int32_t>& prompts,
               const Array<std::int64_t>& offsets, const Array<std::int32_t>& sets, bool keep_leaves,
-              const std::optional<Array<std::int64_t>>& rows) {
+              const std::optional<Array<std::int64_t>>& rows, std::int64_t prefix) {
   const auto prompt_view = view(prompts, "prompts");
   const auto offset_view = view(offsets, "offsets");
   const auto set_view = view(sets, "sets");
@@ -59,14 +59,13 @@ py::dict pack(const forest::Packer& packer, const Array<std::int32_t>& prompts,
   forest::Packed packed;
   {
     const py::gil_scoped_release unlocked;
-    packed = packer.pack(prompt_view, offset_view, set_view, row_view, keep_leaves);
+    packed = packer.pack(prompt_view, offset_view, set_view, row_view, keep_leaves, prefix);
   }
   py::dict out;
   out["ids"] = take(std::move(packed.ids));
   out["pos"] = take(std::move(packed.pos));
   out["end"] = take(std::move(packed.end));
   out["tree_start"] = take(std::move(packed.tree_start));
-  out["chain_length"] = take(std::move(packed.chain_length));
   out["head_rows"] = take(std::move(packed.head_rows));
   out["edge_row"] = take(std::move(packed.edge_row));
   out["edge_token"] = take(std::move(packed.edge_token));
@@ -77,8 +76,7 @@ py::dict pack(const forest::Packer& packer, const Array<std::int32_t>& prompts,
   out["tree_of_row"] = take(std::move(packed.tree_of_row));
   out["encoder_ids"] = take(std::move(packed.encoder_ids));
   out["encoder_start"] = take(std::move(packed.encoder_start));
-  out["max_chain"] = packed.max_chain;
-  out["max_trie"] = packed.max_trie;
+  out["prefix"] = packed.prefix;
   out["max_candidates"] = packed.max_candidates;
   return out;
 }
@@ -98,8 +96,8 @@ void bind_forest(py::module_& m) {
           py::arg("set_id"), py::arg("tokens").noconvert(), py::arg("offsets").noconvert())
       .def("has_set", &forest::Packer::has_set, py::arg("set_id"))
       .def("pack", &pack, py::arg("prompts").noconvert(), py::arg("offsets").noconvert(),
-           py::arg("sets").noconvert(), py::arg("keep_leaves") = true,
-           py::arg("rows") = py::none());
+           py::arg("sets").noconvert(), py::arg("keep_leaves") = true, py::arg("rows") = py::none(),
+           py::arg("prefix") = 0);
 }
 
 }  // namespace sacglam

@@ -112,7 +112,6 @@ inline Trie build_trie(std::span<const std::int32_t> tokens,
 struct Packed {
   std::vector<std::int64_t> ids, pos, end;             // [T]
   std::vector<std::int64_t> tree_start;                // [P + 1] first node of each tree
-  std::vector<std::int64_t> chain_length;              // [P]
   std::vector<std::int64_t> head_rows;                 // [R] nodes whose next-token law is needed
   std::vector<std::int64_t> edge_row, edge_token;      // [E] index into head_rows; token
   std::vector<std::int64_t> path_offsets, path_edges;  // [C + 1], [*] edges of each candidate
@@ -121,7 +120,8 @@ struct Packed {
   std::vector<std::int64_t> tree_of_row;               // [B]
   std::vector<std::int64_t> encoder_ids;               // encoder-decoder: prompts of the trees
   std::vector<std::int64_t> encoder_start;             // [P + 1]
-  std::int64_t max_chain = 0, max_trie = 0, max_candidates = 0;
+  std::int64_t prefix = 0;                             // leading nodes that every tree continues
+  std::int64_t max_candidates = 0;
 };
 
 class Packer {
@@ -149,14 +149,24 @@ class Packer {
   // Packs B prompts (concatenated ids, offsets [B + 1]) with their set ids [B]. Equal (prompt, set)
   // pairs become one tree. keep_leaves: run last tokens too (the critic reads their hidden state);
   // without it, nodes that have no children are left out. rows: which of the B prompts to pack, in
-  // this order.
+  // this order. prefix: that many leading tokens of a causal model's prompts are packed once for
+  // all trees, if all prompts have them in common and go on after them; else none are.
   [[nodiscard]] Packed pack(std::span<const std::int32_t> prompts,
                             std::span<const std::int64_t> offsets,
                             std::span<const std::int32_t> sets, std::span<const std::int64_t> rows,
-                            bool keep_leaves) const {
+                            bool keep_leaves, std::int64_t prefix) const {
     check(prompts, offsets, sets, rows);
     Packed out;
-    out.tree_start.push_back(0);
+    if (shares(prompts, offsets, rows, prefix)) {
+      out.prefix = prefix;
+      const auto first = slice(prompts, offsets, static_cast<std::size_t>(rows.front()));
+      for (std::int64_t k = 0; k < prefix; ++k) {
+        out.ids.push_back(first[static_cast<std::size_t>(k)]);
+        out.pos.push_back(k);
+      }
+      out.end.resize(static_cast<std::size_t>(prefix));  // known when all trees are
+    }
+    out.tree_start.push_back(out.prefix);
     out.candidate_offsets.push_back(0);
     out.path_offsets.push_back(0);
     out.encoder_start.push_back(0);
@@ -182,6 +192,7 @@ class Packer {
       }
       out.tree_of_row.push_back(tree);
     }
+    std::fill_n(out.end.begin(), out.prefix, static_cast<std::int64_t>(out.ids.size()));
     return out;
   }
 
@@ -193,6 +204,20 @@ class Packer {
                                              std::size_t row) {
     return prompts.subspan(static_cast<std::size_t>(offsets[row]),
                            static_cast<std::size_t>(offsets[row + 1] - offsets[row]));
+  }
+
+  // Whether all rows' prompts begin with the same `prefix` tokens and are longer. One prompt alone
+  // has nobody to share with.
+  [[nodiscard]] bool shares(std::span<const std::int32_t> prompts,
+                            std::span<const std::int64_t> offsets,
+                            std::span<const std::int64_t> rows, std::int64_t prefix) const {
+    if (prefix <= 0 || decoder_start_ >= 0 || rows.size() < 2) return false;
+    const auto count = static_cast<std::size_t>(prefix);
+    const auto first = slice(prompts, offsets, static_cast<std::size_t>(rows.front()));
+    return std::ranges::all_of(rows, [&](std::int64_t row) {
+      const auto prompt = slice(prompts, offsets, static_cast<std::size_t>(row));
+      return prompt.size() > count && std::ranges::equal(prompt.first(count), first.first(count));
+    });
   }
 
   static std::size_t hash_of(std::span<const std::int32_t> prompt, std::int32_t set) {
@@ -227,14 +252,16 @@ class Packer {
   void append_tree(Packed& out, std::span<const std::int32_t> prompt, const Trie& trie,
                    bool keep_leaves) const {
     const auto first = static_cast<std::int64_t>(out.ids.size());
-    const std::int64_t chain = decoder_start_ < 0 ? static_cast<std::int64_t>(prompt.size()) : 1;
+    const std::int64_t chain =
+        decoder_start_ < 0 ? static_cast<std::int64_t>(prompt.size()) - out.prefix : 1;
     const auto kept = static_cast<std::int64_t>(
         keep_leaves ? trie.nodes() : static_cast<std::size_t>(trie.nodes_without_leaves));
     const std::int64_t last = first + chain + kept;
 
     for (std::int64_t k = 0; k < chain; ++k) {
-      out.ids.push_back(decoder_start_ < 0 ? prompt[static_cast<std::size_t>(k)] : decoder_start_);
-      out.pos.push_back(k);
+      const auto token = static_cast<std::size_t>(out.prefix + k);
+      out.ids.push_back(decoder_start_ < 0 ? prompt[token] : decoder_start_);
+      out.pos.push_back(out.prefix + k);
       out.end.push_back(last);
     }
     if (decoder_start_ >= 0) {
@@ -249,7 +276,7 @@ class Packer {
       if (!keep_leaves && !trie.has_children(n)) continue;
       place[n] = static_cast<std::int64_t>(out.ids.size());
       out.ids.push_back(trie.token[n]);
-      out.pos.push_back(chain - 1 + trie.depth[n]);
+      out.pos.push_back(out.prefix + chain - 1 + trie.depth[n]);
       if (trie.has_children(n)) {
         head[n] = static_cast<std::int64_t>(out.head_rows.size());
         out.head_rows.push_back(place[n]);
@@ -279,11 +306,8 @@ class Packer {
       if (keep_leaves) out.leaf.push_back(place[static_cast<std::size_t>(trie.leaf[c])]);
     }
     out.tree_start.push_back(last);
-    out.chain_length.push_back(chain);
     out.candidate_offsets.push_back(out.candidate_offsets.back() +
                                     static_cast<std::int64_t>(trie.candidates()));
-    out.max_chain = std::max(out.max_chain, chain);
-    out.max_trie = std::max(out.max_trie, kept);
     out.max_candidates = std::max(out.max_candidates, static_cast<std::int64_t>(trie.candidates()));
   }
 

@@ -85,15 +85,17 @@ class AttentionPlan:
         return self.q_start.shape[0] - 1
 
     def only(self, tokens: torch.Tensor) -> AttentionPlan:
-        """The plan of a forest for the queries of these tokens alone, int64 [R], rising."""
-        if self.end is None or self.q_node is not None or self.prefix:
-            raise ValueError("only a forest without a shared prefix can leave queries out")
+        """The plan of a forest for the queries of these tokens alone, int64 [R], rising; none of
+        them in the shared prefix."""
+        if self.end is None or self.q_node is not None:
+            raise ValueError("only a forest of which all tokens are queries can leave some out")
         return AttentionPlan(
             q_start=torch.searchsorted(tokens, self.k_start.long()).int(),
             k_start=self.k_start,
             q_total=tokens.shape[0],
             k_total=self.k_total,
             end=self.end,
+            prefix=self.prefix,
             q_pos=None if self.q_pos is None else self.q_pos[tokens],
             k_pos=self.k_pos,
             q_node=tokens.int(),
@@ -116,7 +118,7 @@ class AttentionPlan:
         own, other = (self.q_start, self.k_start) if side == "q" else (self.k_start, self.q_start)
         total = self.q_total if side == "q" else self.k_total
         if self.prefix and side == "q":  # the prefix's queries are one more tree, of prefix keys
-            own = other = torch.cat([own.new_zeros(1), own])
+            own, other = (torch.cat([x.new_zeros(1), x]) for x in (own, other))
         own, other = own.long(), other.long()
         tile_end = torch.div(own.diff() + block - 1, block, rounding_mode="floor").cumsum(0)
         count = -(-total // block) + own.shape[0] - 1

@@ -131,7 +131,7 @@ def _with_all_queries(
     assert plan.end is not None
     assert plan.q_node is not None
     tokens = plan.q_node.long()
-    whole = plan_forest(plan.end, plan.k_start, pos=plan.k_pos)
+    whole = plan_forest(plan.end, plan.k_start, prefix=plan.prefix, pos=plan.k_pos)
     every = q.new_zeros(q.shape[0], plan.k_total, q.shape[2]).index_copy(1, tokens, q)
     return padded_attention(every, k, v, whole, bias=bias, scale=scale)[:, tokens]
 

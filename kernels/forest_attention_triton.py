@@ -373,7 +373,9 @@ def backward_kv_kernel(
     if PREFIX:
         n_begin = tile * BLOCK_N
         n_end = prefix
-        m_begin = tl.maximum(n_begin, tl.program_id(2) * split_rows)
+        m_begin = tl.program_id(2) * split_rows
+        if not SOME:  # preorder: no query before the first key
+            m_begin = tl.maximum(n_begin, m_begin)
         m_end = tl.minimum(q_total, (tl.program_id(2) + 1) * split_rows)
         dk_ptr += tl.program_id(2).to(tl.int64) * stride_split
         dv_ptr += tl.program_id(2).to(tl.int64) * stride_split

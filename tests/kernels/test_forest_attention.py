@@ -122,6 +122,8 @@ def test_native_result_does_not_depend_on_the_threads(make_forest):
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_some_queries_with_rotary_embedding(dtype, backend, with_bias, make_forest, relative_error):
     _compare_some_queries(dtype, backend, with_bias, make_forest, relative_error)
+    if backend == "torch":
+        _compare_some_queries(dtype, backend, with_bias, make_forest, relative_error, prefix=17)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -135,14 +137,18 @@ def test_kernels_of_some_queries(
         monkeypatch.setattr(kernels, "_SKIP_TOKENS", 1)
     small = dict(block_m=16, block_n=16, num_warps=1, num_stages=1)
     monkeypatch.setattr(kernels, "config_for", lambda table, q: dict(small))
-    _compare_some_queries(torch.float32, "triton", with_bias, make_forest, relative_error)
+    for prefix in (0, 17):
+        _compare_some_queries(
+            torch.float32, "triton", with_bias, make_forest, relative_error, prefix
+        )
 
 
-def _compare_some_queries(dtype, backend, with_bias, make_forest, relative_error):
+def _compare_some_queries(dtype, backend, with_bias, make_forest, relative_error, prefix=0):
     """Rows of the result for all queries, with queries and keys rotated beforehand."""
-    forest = make_forest([23, 1, 40], trunk=0.5, seed=2)
-    whole = plan_forest(forest.end, forest.tree_start, pos=forest.pos)
+    forest = make_forest([23, 1, 40 - prefix], prefix=prefix, trunk=0.5, seed=2)
+    whole = plan_forest(forest.end, forest.tree_start, prefix=prefix, pos=forest.pos)
     tokens = torch.tensor([0, 3, 4, 22, 30, 31, 62, 63])
+    tokens = tokens[tokens >= prefix]
     (q, k, v), generator = _inputs([(4, 64, 16), (2, 64, 16), (2, 64, 16)], dtype, seed=5)
     angle = torch.rand(64, 8, generator=generator, dtype=torch.float64).repeat(1, 2) * 6
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
@@ -175,8 +181,10 @@ def test_native_attention_refuses_what_it_cannot_do(make_forest):
     x = torch.randn(1, 6, 8)
     with pytest.raises(ValueError, match="prefix of 2"):
         attention(x, x, x, plan, backend="native")
-    with pytest.raises(ValueError, match="shared prefix"):
-        plan.only(torch.tensor([3]))
+    some = make_forest([4]).end
+    once = plan_forest(some, torch.tensor([0, 4], dtype=torch.int32)).only(torch.tensor([3]))
+    with pytest.raises(ValueError, match="all tokens are queries"):
+        once.only(torch.tensor([0]))
     two = make_forest([3, 3])
     outside = plan_forest(two.end, two.tree_start).only(torch.tensor([1]))
     outside.q_node = torch.tensor([5], dtype=torch.int32)  # a token of the other tree

@@ -111,7 +111,7 @@ def rows_of(suite: str, report: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
     benchmarks broke the convention of bench/README.md."""
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
-    floors: dict[str, float] = {}
+    floors: dict[str, dict[str, float]] = {}
     for bench in report.get("benchmarks", []):
         info = bench.get("extra_info") or {}
         case, method = info.get("case"), info.get("method")
@@ -121,13 +121,15 @@ def rows_of(suite: str, report: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
                 "(bench/README.md says how)"
             )
             continue
-        if info.get("floor_s"):
-            floors[case] = float(info["floor_s"])
+        for least in ("floor_s", "floor_flops"):
+            if info.get(least):
+                floors.setdefault(case, {})[least] = float(info[least])
         measured = {
             method: {
                 "median_s": float(bench["stats"]["median"]),
                 "ratio_to_sacglam": 1.0 if method == OURS else None,
                 "peak_bytes": info.get("peak_bytes"),
+                "flops": info.get("flops"),
             },
             **(info.get("rivals") or {}),
         }
@@ -138,13 +140,16 @@ def rows_of(suite: str, report: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
             rows.append({"suite": suite, "case": case, "method": name, **figures})
     ours = {row["case"]: row["median_s"] for row in rows if row["method"] == OURS}
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    finished = [_finish(row, ours.get(row["case"]), floors.get(row["case"])) for row in rows]
+    finished = [_finish(row, ours.get(row["case"]), floors.get(row["case"], {})) for row in rows]
     finished.sort(key=lambda row: (cases.index(row["case"]), row["method"] != OURS))
     return finished, problems
 
 
-def _finish(row: dict[str, Any], ours_s: float | None, floor_s: float | None) -> dict[str, Any]:
-    ratio = row.get("ratio_to_sacglam")
+def _finish(
+    row: dict[str, Any], ours_s: float | None, floor: Mapping[str, float]
+) -> dict[str, Any]:
+    ratio, flops = row.get("ratio_to_sacglam"), row.get("flops")
+    floor_s, floor_flops = floor.get("floor_s"), floor.get("floor_flops")
     if ratio is None and ours_s:
         ratio = row["median_s"] / ours_s
     return {
@@ -155,6 +160,8 @@ def _finish(row: dict[str, Any], ours_s: float | None, floor_s: float | None) ->
         "ratio_to_sacglam": ratio,
         "floor_ratio": row["median_s"] / floor_s if floor_s else None,
         "peak_bytes": row.get("peak_bytes"),
+        "flops": flops,
+        "flops_ratio": flops / floor_flops if flops and floor_flops else None,
     }
 
 
@@ -304,7 +311,8 @@ def bench_table(rows: list[dict[str, Any]]) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("suite", "case", "method"):
         table.add_column(heading, overflow="fold")
-    for heading in ("median", "ratio", "x floor", "peak"):
+    counted = any(row["flops_ratio"] for row in rows)
+    for heading in ("median", "ratio", "x floor", *(["x FLOPs"] if counted else []), "peak"):
         table.add_column(heading, justify="right", no_wrap=True)
     before: tuple[str, str] | None = None
     for row in rows:
@@ -320,6 +328,7 @@ def bench_table(rows: list[dict[str, Any]]) -> RenderableType:
             seconds(row["median_s"]),
             compact(row["ratio_to_sacglam"]),
             compact(row["floor_ratio"]),
+            *([compact(row["flops_ratio"])] if counted else []),
             size(row["peak_bytes"]),
         )
     return table

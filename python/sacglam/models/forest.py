@@ -123,7 +123,9 @@ def forest_from_packed(packed: dict[str, Any], device: torch.device | str = "cpu
         ids=tensor(packed["ids"]),
         pos=tensor(packed["pos"]),
         longest=int(packed["pos"].max()) + 1,
-        plan=plan_forest(narrow(packed["end"]), tree_start, pos=narrow(packed["pos"])),
+        plan=plan_forest(
+            narrow(packed["end"]), tree_start, prefix=packed["prefix"], pos=narrow(packed["pos"])
+        ),
         read=tensor(read),
         head_rows=tensor(np.searchsorted(read, packed["head_rows"])),
         edge_row=tensor(packed["edge_row"]),

@@ -36,6 +36,7 @@ class Sizes(NamedTuple):
     rows: int  # B
     columns: int  # A
     encoder_tokens: int  # Te; 0 for causal models
+    prefix: int  # leading tokens that all trees continue, as they are
 
     @property
     def trees(self) -> int:
@@ -77,6 +78,7 @@ def padded_sizes(forest: Forest) -> Sizes:
         rows=power_of_two(rows),
         columns=power_of_two(columns),
         encoder_tokens=encoder,
+        prefix=forest.plan.prefix,
     )
 
 
@@ -95,7 +97,6 @@ def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
     plan, candidates = forest.plan, forest.num_candidates
     nodes, heads, paths = (len(x) for x in (forest.ids, forest.head_rows, forest.path_edges))
     assert plan.end is not None
-    assert plan.prefix == 0
 
     def put(name: str, values: Tensor, rest: npt.NDArray[np.int64] | int = 0) -> None:
         part, count = at[name], len(values)
@@ -110,6 +111,7 @@ def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
     put("ids", forest.ids)
     put("pos", forest.pos)
     put("end", plan.end, np.arange(nodes + 1, sizes.tokens + 1))
+    at["end"][: sizes.prefix] = sizes.tokens  # padding continues it too
     put("tree_start", plan.q_start, spread(nodes, sizes.tokens, trees))
     put("read", forest.read[forest.head_rows], np.arange(nodes, nodes + sizes.heads - heads))
     put("edge_row", forest.edge_row)
@@ -151,7 +153,9 @@ def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
         ids=at["ids"],
         pos=at["pos"],
         longest=sizes.tokens,
-        plan=plan_forest(narrow["end"], narrow["tree_start"], pos=narrow["pos"]),
+        plan=plan_forest(
+            narrow["end"], narrow["tree_start"], prefix=sizes.prefix, pos=narrow["pos"]
+        ),
         read=at["read"],
         head_rows=torch.arange(sizes.heads, device=flat.device),
         edge_row=at["edge_row"],

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._C import ForestPacker
 from ..errors import CandidateError, CheckpointError, ConfigError
+from ..kernels import triton_available
 from ..text import PromptTemplate, TextCodec
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
 from .forest import Forest, forest_from_packed
@@ -26,6 +27,9 @@ from .heads import QHeads
 from .loading import load_language_model
 from .scoring import Scores, candidate_policy, values_over
 from .trunk import make_trunk
+
+# A shorter beginning is not worth a tree of its own.
+SHARED_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Policy:
         if self._reencodes:  # its rows have their action in the prompt, and nothing to choose
             self._sets[()] = 0
             self.packer.add_set(0, np.zeros(1, dtype=np.int32), np.array([0, 1], dtype=np.int64))
+        self._opening = len(self.codec.opening())
         self._graphs: ActingGraphs | None = None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if self.options.critic_trunk == "adapter" and "critic" not in getattr(
@@ -185,12 +190,19 @@ class Policy:
         device: where the forest is made; None: where the policy is. For `choose`, the CPU.
         """
         kept = leaves and not self._reencodes and self.options.critic != "value"
-        packed = self.packer.pack(prompts, offsets, sets, kept, rows)
+        shared = self._shared_tokens()
+        packed = self.packer.pack(prompts, offsets, sets, kept, rows, shared)
         forest = forest_from_packed(packed, self.device if device is None else device)
         self.trunk.check_length(forest)
         if leaves and self._reencodes:
             forest = replace(forest, reencoded=self._reencoded(prompts, offsets, sets, rows))
         return forest
+
+    def _shared_tokens(self) -> int:
+        """How many tokens all of the trainer's prompts begin with, where computing them once pays:
+        a GPU's kernels do, the CPU's attend tree by tree."""
+        served = self.device.type == "cuda" and self.options.attn == "fast" and triton_available()
+        return self._opening if served and self._opening >= SHARED_TOKENS else 0
 
     def _reencoded(
         self,
