@@ -16,7 +16,7 @@ STAMP := $(VENV)/.sacglam-installed
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.hpp csrc/*/*.cpp csrc/*/*.hpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress lint format typecheck bench native package install clean
+.PHONY: help demo test stress lint format typecheck bench smoke native package install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ typecheck: $(STAMP) ## Check the types of the public API
 
 bench: $(STAMP) ## Run the benchmarks, the quick form of each [ARGS=...]
 	@$(PY) -m sacglam.cli.main bench all --quick $(ARGS)
+
+smoke: $(STAMP) ## Run every method of every benchmark once, unmeasured, at small sizes [ARGS=...]
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest bench --quick --benchmark-disable $(ARGS)
 
 native: $(STAMP) ## Build the C++ with warnings as errors, and run its own tests
 	@$(PY) tools/native_check.py $(ARGS)

@@ -171,7 +171,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # tryfirst: pytest-benchmark reads its options in its own pytest_configure.
         config.option.benchmark_max_time = min(float(config.option.benchmark_max_time), 0.3)
         config.option.benchmark_min_rounds = min(config.option.benchmark_min_rounds, 3)
-    config.stash[_DEADLINE] = time.monotonic() + effort.suite_s
+    # With nothing measured every case is wanted: that run asks whether the suites still work.
+    limit = float("inf") if config.option.benchmark_disable else effort.suite_s
+    config.stash[_DEADLINE] = time.monotonic() + limit
 
 
 _DEADLINE = pytest.StashKey[float]()
@@ -236,13 +238,14 @@ def compare(
 ) -> Callable[..., Interleaved | None]:
     """Time our method and its rivals alternately and record a row for each: see `README.md`.
 
-        compare(case, methods, *, floor=None, peak_bytes=None, rounds=None, setup=None,
-                clock=time.perf_counter)
+        compare(case, methods, *, floor=None, peak_bytes=None, flops=None, floor_flops=None,
+                rounds=None, setup=None, clock=time.perf_counter)
 
     `methods` maps names to calls without arguments and must hold "sacglam". `floor` is what no
     implementation can beat: seconds, or a call that is timed beside the others (and gets no row).
-    `peak_bytes` is a number for our method, or one per method. Returns None where benchmarks are
-    disabled (`--benchmark-disable`: every method then runs once, unmeasured).
+    `peak_bytes` is a number for our method, or one per method. `flops` holds the operations that
+    each method executes, `floor_flops` those that none can do without. Returns None where
+    benchmarks are disabled (`--benchmark-disable`: every method then runs once, unmeasured).
     """
 
     def run(
@@ -251,6 +254,8 @@ def compare(
         *,
         floor: float | Method | None = None,
         peak_bytes: int | Mapping[str, int | None] | None = None,
+        flops: Mapping[str, int] | None = None,
+        floor_flops: int | None = None,
         rounds: int | None = None,
         setup: Mapping[str, Method] | None = None,
         clock: Clock = time.perf_counter,
@@ -271,16 +276,20 @@ def compare(
         median_s, ratios = result.median_s, result.ratios()
         floor_s = median_s["floor"] if callable(floor) else floor
         peaks = peak_bytes if isinstance(peak_bytes, Mapping) else {OURS: peak_bytes}
+        flops = flops or {}
         benchmark.extra_info.update(
             case=case,
             method=OURS,
             floor_s=floor_s,
+            floor_flops=floor_flops,
             peak_bytes=peaks.get(OURS),
+            flops=flops.get(OURS),
             rivals={
                 name: {
                     "median_s": median_s[name],
                     "ratio_to_sacglam": ratios[name],
                     "peak_bytes": peaks.get(name),
+                    "flops": flops.get(name),
                 }
                 for name in methods
                 if name != OURS

@@ -1,15 +1,20 @@
-"""Training at the demo's size on one CPU thread: a whole gradient update and a step of acting.
+"""Training on one CPU thread: a whole gradient update and a step of acting at the demo's size, and
+a LoRA step (forward and backward) on the batch of the scoring suite.
 
-The rival is the same learner, losses, optimiser and target over a forward pass that repeats the
-prompt for every candidate and lets the stock model run over the padded rows: only the passes
-differ. Policy, Q and gradients must agree before anything is timed.
+At the demo's size the rival is the same learner, losses, optimiser and target over a forward pass
+that repeats the prompt for every candidate and lets the stock model run over the padded rows: only
+the passes differ. The LoRA step's rivals are those of the scoring suite. Policy, Q and gradients
+must agree before anything is timed. Times are CPU times of the one thread that computes.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +26,21 @@ from sacglam.training.demo import demo_config
 from sacglam.training.episode import Episode, choose_actions
 from sacglam.training.learner import Learner
 from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from scoring_floor import executed_flops  # noqa: E402
+from scoring_rivals import RIVALS, Score  # noqa: E402
+from scoring_work import (  # noqa: E402
+    Work,
+    build_work,
+    give_back_memory,
+    name_of,
+    ours,
+    sizes_of,
+)
+
+CPU = time.thread_time  # all of it in one thread
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class RepeatedPolicy:
         self._tokens[found] = [self.codec.action(a).tolist() for a in actions]
         return found
 
-    def pack(self, prompts, offsets, sets, *, leaves=True, rows=None) -> Repeated:
+    def pack(self, prompts, offsets, sets, *, leaves=True, rows=None, device=None) -> Repeated:
         where = range(len(sets)) if rows is None else rows.tolist()
         texts = [prompts[offsets[b] : offsets[b + 1]].tolist() for b in where]
         each = [self._tokens[int(sets[b])] for b in where]
@@ -100,7 +120,11 @@ class RepeatedPolicy:
             score, log_pi.masked_fill(~batch.present, 0.0), log_pi.exp(), q, batch.present
         )
 
-    choose = Policy.choose  # the same sampling from `forward`
+    def _acting_scores(self, batch: Repeated) -> Scores:
+        with torch.no_grad():
+            return self.forward(batch, with_q=False)
+
+    choose = Policy.choose  # the same sampling from those
 
 
 def _pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -181,7 +205,7 @@ def test_update(compare, peak_bytes, prepared):
     methods = {"sacglam": sac.learner.update, "prompt repeated": rival.update}
     peaks = {name: peak_bytes(run) for name, run in methods.items()}
     size = trainer.config.optim.batch_size
-    compare(f"update of {size}, {prepared.case}", methods, peak_bytes=peaks)
+    compare(f"update of {size}, {prepared.case}", methods, peak_bytes=peaks, clock=CPU)
 
 
 def test_acting(compare, prepared):
@@ -202,4 +226,45 @@ def test_acting(compare, prepared):
             "sacglam": lambda: act(prepared.trainer.policy),
             "prompt repeated": lambda: act(prepared.rival),
         },
+        clock=CPU,
+    )
+
+
+def _lora_gradients(work: Work, model: nn.Module, score: Score) -> list[Tensor]:
+    """Of a policy-gradient-like loss: the policy over the candidates, weighed by their places."""
+    pi = score(work).softmax(-1)
+    loss = (pi * torch.linspace(-1.0, 1.0, pi.shape[1])).sum()
+    return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize("kind", ["T5", "Llama"])
+def test_lora_step(compare, peak_bytes, quick, kind):
+    """Forward and backward to adapters of rank 16 on queries and values."""
+    sizes = sizes_of(kind, quick, 4 if quick else 16)
+    work = build_work(kind, sizes, lora=True)
+    methods = {
+        name: lambda score=score, model=model: _lora_gradients(work, model, score)
+        for name, score, model in [
+            ("sacglam", ours, work.policy.model),
+            *((name, score, work.stock) for name, score in RIVALS[kind].items()),
+        ]
+    }
+    expected = methods["sacglam"]()
+    peaks = {}
+    for name, step in methods.items():
+        for found, ours_found in zip(step(), expected, strict=True):
+            scale = float(ours_found.abs().max())
+            torch.testing.assert_close(
+                found, ours_found, rtol=1e-3, atol=1e-3 * max(scale, 1e-6),
+                msg=lambda text, name=name: f"the gradients of {name} disagree: {text}",
+            )  # fmt: skip
+        give_back_memory()
+        peaks[name] = peak_bytes(step)
+    compare(
+        f"LoRA step, {name_of(kind, sizes)}",
+        methods,
+        peak_bytes=peaks,
+        flops={name: executed_flops(step) for name, step in methods.items()},
+        rounds=None if quick else 3,
+        clock=CPU,
     )

@@ -13,7 +13,7 @@ from sacglam.errors import SacglamError
 
 from .figure import draw
 from .jobs import make_jobs, run_jobs
-from .results import collect_results, table, write_results
+from .results import collect_results, joined, read_known, read_runs, table, write_results
 from .studies import STUDIES, Study
 
 
@@ -26,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time [1]")
     found.add_argument("--hours", type=float, help="stop and save when this time has passed")
     found.add_argument("--steps", type=int, help="environment steps of every run, to try it out")
+    found.add_argument(
+        "--known", type=Path, metavar="FILE",
+        help="a results.json of earlier runs: they are not run again, and drawn with the others",
+    )  # fmt: skip
     found.add_argument("--draw", action="store_true", help="run nothing, draw what there is")
     return found
 
@@ -44,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"--jobs is {arguments.jobs}; give at least 1", file=sys.stderr)
         return 2
     try:
-        jobs = make_jobs(study, out, methods, arguments.seeds or [*study.seeds])
+        known = {} if arguments.known is None else read_known(arguments.known, study)
+        jobs = [
+            job
+            for job in make_jobs(study, out, methods, arguments.seeds or [*study.seeds])
+            if job.seed not in known.get(job.method, {})
+        ]
         left = [job.name for job in jobs if not job.done]
         if not arguments.draw:
             budget = None if arguments.hours is None else 3600 * arguments.hours
@@ -53,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     command = ["python", "-m", "bench.learning", *(sys.argv[1:] if argv is None else argv)]
-    results = collect_results(arguments.study, study, jobs, shlex.join(command))
+    runs = joined(known, read_runs(jobs))
+    results = collect_results(arguments.study, study, runs, shlex.join(command))
     if results["methods"]:
         write_results(results, out)
         draw(results, study, out / "figure.png")

@@ -8,9 +8,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from sacglam.cli.bench import find_bench_dir, git_state
+from sacglam.errors import CheckpointError
 from sacglam.report.doctor import collect
 from sacglam.training.files import write_text
 
@@ -22,20 +24,63 @@ from .studies import Study
 THRESHOLDS = (0.5, 0.8, 0.9)
 
 
-def curves_by_method(jobs: Sequence[Job]) -> dict[str, dict[int, Curve]]:
-    """Method -> seed -> curve, of all runs that have one, finished or not."""
-    found: dict[str, dict[int, Curve]] = {}
+class Run(NamedTuple):
+    """What is known of one run: its curve, and its final evaluation if it is finished."""
+
+    curve: Curve
+    final: Mapping[str, Any] | None
+
+
+Runs = dict[str, dict[int, Run]]  # method -> seed -> run
+
+
+def read_runs(jobs: Sequence[Job]) -> Runs:
+    """All runs that have a curve, finished or not."""
+    found: Runs = {}
     for job in jobs:
         curve = read_curve(job.folder)
         if curve is not None:
-            found.setdefault(job.method, {})[job.seed] = curve
+            final = json.loads((job.folder / "eval.json").read_text()) if job.done else None
+            found.setdefault(job.method, {})[job.seed] = Run(curve, final)
     return found
 
 
-def collect_results(name: str, study: Study, jobs: Sequence[Job], command: str) -> dict[str, Any]:
+def read_known(path: Path, study: Study) -> Runs:
+    """The finished runs that a results.json holds, made perhaps on another machine.
+
+    Raises:
+        CheckpointError: the file is no results.json of this study, or its runs had other settings.
+    """
+    try:
+        held = json.loads(path.read_text())["methods"]
+        found: Runs = {}
+        for method, of in held.items():
+            if method not in study.methods:
+                raise CheckpointError(f"{path} holds a method {method!r} that the study lacks")
+            if of["settings"] != dict(study.methods[method]):
+                raise CheckpointError(f"{path}: {method!r} was run with other settings")
+            runs = {int(seed): _known_run(run) for seed, run in of["runs"].items()}
+            found[method] = {s: r for s, r in runs.items() if r.final is not None}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no results of a study: {error!r}") from error
+    return found
+
+
+def _known_run(run: Mapping[str, Any]) -> Run:
+    at = {axis: np.array(run[axis], dtype=np.float64) for axis in AXES}
+    families = {f: np.array(v, dtype=np.float64) for f, v in run["success"].items()}
+    return Run(Curve(at, np.array(run["success_mean"]), families), run["final"])
+
+
+def joined(known: Runs, runs: Runs) -> Runs:
+    """Both, by method and seed; where a run is in both, the second's."""
+    methods = [*dict.fromkeys([*known, *runs])]
+    return {m: dict(sorted((known.get(m, {}) | runs.get(m, {})).items())) for m in methods}
+
+
+def collect_results(name: str, study: Study, runs: Runs, command: str) -> dict[str, Any]:
     """Everything that the study found, with what is needed to judge and to repeat it."""
     installation = collect()
-    curves = curves_by_method(jobs)
     return {
         "study": name,
         "title": study.title,
@@ -47,11 +92,12 @@ def collect_results(name: str, study: Study, jobs: Sequence[Job], command: str) 
         "methods": {
             method: {
                 "settings": dict(study.methods[method]),
-                "curves": _summaries(list(by_seed.values())),
-                "final": _final([job for job in jobs if job.method == method]),
-                "runs": {str(seed): _run(curve) for seed, curve in by_seed.items()},
+                "curves": _summaries([run.curve for run in runs[method].values()]),
+                "final": _final([r.final for r in runs[method].values() if r.final is not None]),
+                "runs": {str(seed): _run(run) for seed, run in runs[method].items()},
             }
-            for method, by_seed in curves.items()
+            for method in study.methods
+            if runs.get(method)
         },
     }
 
@@ -67,9 +113,8 @@ def _summaries(curves: Sequence[Curve]) -> dict[str, Any]:
     return found
 
 
-def _final(jobs: Sequence[Job]) -> dict[str, Any] | None:
+def _final(done: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Interquartile mean over the runs' final evaluations, mean of the families and each."""
-    done = [json.loads((job.folder / "eval.json").read_text()) for job in jobs if job.done]
     if not done:
         return None
 
@@ -92,13 +137,16 @@ def _final(jobs: Sequence[Job]) -> dict[str, Any] | None:
     }
 
 
-def _run(curve: Curve) -> dict[str, Any]:
+def _run(run: Run) -> dict[str, Any]:
+    curve = run.curve
+    kept = ("success_mean", "success", "episodes", "env_steps", "updates", "wall_s", "cpu_s")
     return {
         **{axis: curve.at[axis].tolist() for axis in AXES},
         "success_mean": curve.success.tolist(),
         "success": {family: values.tolist() for family, values in curve.families.items()},
         "steps_to": {f"{t:g}": steps_to(curve, t) for t in THRESHOLDS},
         "cpu_s_to": {f"{t:g}": steps_to(curve, t, "cpu_s") for t in THRESHOLDS},
+        "final": None if run.final is None else {name: run.final[name] for name in kept},
     }
 
 

@@ -74,6 +74,26 @@ def test_a_study_goes_on_where_it_was(
     assert str(tmp_path) not in json.dumps(results["methods"])
 
 
+def test_runs_of_another_machine_are_not_run_again(
+    study: studies.Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    there, here = tmp_path / "there", tmp_path / "here"
+    assert command.main(["tiny", "--out", str(there), "--methods", "PPO"]) == 0
+    held = there / "results.json"
+    arguments = ["tiny", "--out", str(here), "--known", str(held)]
+    assert command.main([*arguments, "--seeds", "3"]) == 0
+    assert "1 runs, 0 of them done before" in capsys.readouterr().out
+    earlier, results = (json.loads((f / "results.json").read_text()) for f in (there, here))
+    assert results["methods"]["PPO"] == earlier["methods"]["PPO"]
+    assert list(results["methods"]) == ["SAC + HER", "PPO"]
+    assert not (here / "ppo").exists()
+
+    for broken in ("{}", "no json", held.read_text().replace('"ppo.rollout": 10', '"x": 1')):
+        held.write_text(broken)
+        assert command.main(arguments) == 2
+        assert str(held) in capsys.readouterr().err
+
+
 def test_the_end_of_the_budget_starts_nothing(study: studies.Study, tmp_path: Path):
     jobs = make_jobs(study, tmp_path, list(study.methods), [0, 1])
     assert [job.name for job in jobs] == [

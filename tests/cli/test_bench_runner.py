@@ -35,6 +35,7 @@ def test_sum(compare, quick):
     result = compare(
         "sum", {"sacglam": lambda: time.sleep(0.0005), "sleeper": theirs},
         floor=0.00025, peak_bytes={"sacglam": 1000, "sleeper": 5000}, rounds=5,
+        flops={"sacglam": 30, "sleeper": 80}, floor_flops=20,
     )
     if result is not None:
         assert len(calls) >= 5
@@ -92,6 +93,7 @@ def test_rows_hold_what_the_suite_measured(suites: Path, tmp_path: Path) -> None
     }  # fmt: skip
     keys = {
         "suite", "case", "method", "median_s", "ratio_to_sacglam", "floor_ratio", "peak_bytes",
+        "flops", "flops_ratio",
     }  # fmt: skip
     assert all(set(row) == keys and row["suite"] == "toy" for row in rows.values())
     ours, theirs = rows["sum", "sacglam"], rows["sum", "sleeper"]
@@ -103,10 +105,13 @@ def test_rows_hold_what_the_suite_measured(suites: Path, tmp_path: Path) -> None
     assert ours["floor_ratio"] == pytest.approx(ours["median_s"] / 0.00025)
     assert theirs["floor_ratio"] == pytest.approx(theirs["median_s"] / 0.00025)
     assert (ours["peak_bytes"], theirs["peak_bytes"]) == (1000, 5000)
+    assert (ours["flops"], ours["flops_ratio"]) == (30, 1.5)
+    assert (theirs["flops"], theirs["flops_ratio"]) == (80, 4.0)
     plain = rows["plain", "list"]
     expected = plain["median_s"] / rows["plain", "sacglam"]["median_s"]
     assert plain["ratio_to_sacglam"] == pytest.approx(expected)
     assert rows["plain", "sacglam"]["peak_bytes"] is None
+    assert rows["plain", "sacglam"]["flops"] is None
     assert "sleeper" in shown
     assert str(target) in shown
 
