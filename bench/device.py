@@ -244,6 +244,7 @@ def main() -> int:
     import device_layers as layers
     import device_model_checks as model_checks
     import device_models as models
+    import device_profile as profiles
     from device_workloads import QWEN, T5, Ceilings
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -283,6 +284,10 @@ def main() -> int:
     sections["model Qwen 256, 100 shared"] = partial(
         models.time_qwen, 256, ceilings, record, shared=100
     )
+    for n in (128, 32):
+        sections[f"profile {n}"] = lambda n=n: session.result.setdefault("profiles", {}).update(
+            profiles.profile_models(n)
+        )
     sections["act"] = lambda: graphs.time_graphs(record)
     sections["sweep layers"] = lambda: layers.sweep(256 * 198, record)
     sections["sweep 256"] = lambda: kernels.sweep(256, record)
