@@ -245,6 +245,7 @@ def main() -> int:
     import device_model_checks as model_checks
     import device_models as models
     import device_profile as profiles
+    import device_training as training
     from device_workloads import QWEN, T5, Ceilings
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -288,6 +289,8 @@ def main() -> int:
         sections[f"profile {n}"] = lambda n=n: session.result.setdefault("profiles", {}).update(
             profiles.profile_models(n)
         )
+    sections["check training"] = lambda: training.check_training(session.check)
+    sections["training"] = lambda: training.time_training(record)
     sections["act"] = lambda: graphs.time_graphs(record)
     sections["sweep layers"] = lambda: layers.sweep(256 * 198, record)
     sections["sweep 256"] = lambda: kernels.sweep(256, record)
