@@ -74,6 +74,24 @@ def test_full_weights_and_unused_outputs():
         compare(adapted(), only=only)
 
 
+def test_frozen_layers_keep_nothing_of_their_input():
+    model = Layers().double().requires_grad_(False)
+    x = torch.randn(7, 12, dtype=torch.float64, requires_grad=True)
+    packed: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        packed.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outs = project(x, modules_of(model))
+    weights = [p.data_ptr() for p in model.parameters()]
+    assert all(tensor.data_ptr() in weights for tensor in packed)
+    got = torch.autograd.grad(sum(out.square().sum() for out in outs), x)
+    want = torch.autograd.grad(sum(out.square().sum() for out in model(x)), x)
+    torch.testing.assert_close(got, want)
+
+
 def test_the_active_adapter_counts():
     model = adapted()
     model.add_adapter("critic", LoraConfig(r=2, target_modules=["query"]))

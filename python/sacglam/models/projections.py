@@ -90,7 +90,10 @@ class _Project(torch.autograd.Function):
             inner.append(small)
         ctx.scalings = scalings
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *inner, *flat)
+        needed = ctx.needs_input_grad
+        # Inputs are as wide as the layers: kept only for the gradients of weights, or of A.
+        kept = any(needed[2 + 4 * i] or needed[4 + 4 * i] for i in range(len(scalings)))
+        ctx.save_for_backward(x if kept else None, *inner, *flat)
         return tuple(outs)
 
     @staticmethod
