@@ -13,7 +13,15 @@ from sacglam.errors import SacglamError
 
 from .figure import draw
 from .jobs import make_jobs, run_jobs
-from .results import collect_results, joined, read_known, read_runs, table, write_results
+from .results import (
+    collect_results,
+    joined,
+    origin,
+    read_known,
+    read_runs,
+    table,
+    write_results,
+)
 from .studies import STUDIES, Study
 
 
@@ -63,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     command = ["python", "-m", "bench.learning", *(sys.argv[1:] if argv is None else argv)]
     runs = joined(known, read_runs(jobs))
-    results = collect_results(arguments.study, study, runs, shlex.join(command))
+    elsewhere = [] if arguments.known is None else origin(arguments.known)
+    results = collect_results(arguments.study, study, runs, shlex.join(command), elsewhere)
     if results["methods"]:
         write_results(results, out)
         draw(results, study, out / "figure.png")

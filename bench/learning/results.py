@@ -66,6 +66,13 @@ def read_known(path: Path, study: Study) -> Runs:
     return found
 
 
+def origin(path: Path) -> list[dict[str, Any]]:
+    """Where and how the runs of a results.json were made, and those that it took over itself."""
+    held = json.loads(path.read_text())
+    names = ("command", "machine", "versions", "commit", "dirty", "created")
+    return [*held.get("known", []), {name: held.get(name) for name in names}]
+
+
 def _known_run(run: Mapping[str, Any]) -> Run:
     at = {axis: np.array(run[axis], dtype=np.float64) for axis in AXES}
     families = {f: np.array(v, dtype=np.float64) for f, v in run["success"].items()}
@@ -78,8 +85,11 @@ def joined(known: Runs, runs: Runs) -> Runs:
     return {m: dict(sorted((known.get(m, {}) | runs.get(m, {})).items())) for m in methods}
 
 
-def collect_results(name: str, study: Study, runs: Runs, command: str) -> dict[str, Any]:
-    """Everything that the study found, with what is needed to judge and to repeat it."""
+def collect_results(
+    name: str, study: Study, runs: Runs, command: str, known: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Everything that the study found, with what is needed to judge and to repeat it; `known` is
+    the origin of runs that were made elsewhere."""
     installation = collect()
     return {
         "study": name,
@@ -89,6 +99,7 @@ def collect_results(name: str, study: Study, runs: Runs, command: str) -> dict[s
         "versions": {k: v for k, v in installation["versions"].items() if v},
         **git_state(find_bench_dir()),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **({"known": list(known)} if known else {}),
         "methods": {
             method: {
                 "settings": dict(study.methods[method]),
@@ -152,6 +163,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 def write_results(results: Mapping[str, Any], out: Path) -> None:
     """results.json and table.md."""
+    out.mkdir(parents=True, exist_ok=True)
     # A list of numbers on one line: the file is read by people too.
     text = re.sub(
         r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), json.dumps(results, indent=1)

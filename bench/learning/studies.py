@@ -138,6 +138,7 @@ STUDIES: Mapping[str, Study] = {
         "Playground-Text (small)",
         {
             "SAC + HER": SAC,
+            "SAC + HER, twice the updates": {**ABLATED, "steps_per_update": 2.0},
             "SAC": {**SAC, "replay.her_strategy": "none"},
             "PPO": PPO,
         },

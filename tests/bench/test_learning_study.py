@@ -87,6 +87,7 @@ def test_runs_of_another_machine_are_not_run_again(
     assert results["methods"]["PPO"] == earlier["methods"]["PPO"]
     assert list(results["methods"]) == ["SAC + HER", "PPO"]
     assert not (here / "ppo").exists()
+    assert [o["commit"] for o in results["known"]] == [earlier["commit"]]
 
     for broken in ("{}", "no json", held.read_text().replace('"ppo.rollout": 10', '"x": 1')):
         held.write_text(broken)
