@@ -88,6 +88,11 @@ RING_MUTANTS = {
         "Sync::store_release(block_,",
         "Sync::store_relaxed(block_,",
     ),
+    # What came after the reader's view may be in a larger block than the one it looks at.
+    "a position beyond the view is read": (
+        "return still_live(position) && position < tail_;",
+        "return still_live(position);",
+    ),
     "the tail is not acquired": (
         "tail() const { return Sync::load_acquire(tail_); }",
         "tail() const { return Sync::load_relaxed(tail_); }",

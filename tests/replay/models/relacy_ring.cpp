@@ -24,9 +24,12 @@ using TestRing = Ring<std::uint64_t, RelacySync>;
 // What the element at a position holds, in any lap; no place ever holds it at another one.
 std::uint64_t element(std::uint64_t position) { return position * 10 + 7; }
 
-// The writer is thread 0. The reader walks the sampler's whole path: a view, and a checked read. It
-// takes the oldest element, which the writer is about to overwrite, or the newest one.
-template <class Derived, bool kNewest>
+// Which element the reader takes: the oldest, which the writer is about to overwrite, the newest of
+// its view, or one that came later: it heard of it elsewhere, as from a goal's index.
+enum Which { kOldest, kNewest, kLater };
+
+// The writer is thread 0. The reader walks the sampler's whole path: a view, and a checked read.
+template <class Derived, Which kWhich>
 struct RingTest : rl::test_suite<Derived, 2> {
   struct Made {
     Reclaimer reclaimer;  // a replaced block stays: it is freed at the end of the order
@@ -47,7 +50,8 @@ struct RingTest : rl::test_suite<Derived, 2> {
     if (index == 0) return Derived::write(ring);
     const TestRing::View view(ring);
     RL_ASSERT(view.head() < view.tail());  // a store that held something is never seen empty
-    const std::uint64_t position = kNewest ? view.tail() - 1 : view.head();
+    std::uint64_t position = kWhich == kOldest ? view.head() : view.tail() - 1;
+    if (kWhich == kLater) position = ring.tail() - 1;
     std::uint64_t value = 0;
     if (view.read(position, value)) RL_ASSERT(value == element(position));
   }
@@ -63,8 +67,8 @@ struct RingTest : rl::test_suite<Derived, 2> {
 };
 
 // Two places, both full: each addition takes the place of the oldest element.
-template <bool kNewest>
-struct Lap : RingTest<Lap<kNewest>, kNewest> {
+template <Which kWhich>
+struct Lap : RingTest<Lap<kWhich>, kWhich> {
   static constexpr std::size_t kPlaces = 2;
   static void write(TestRing& ring) {
     Lap::evict_to(ring, 1);
@@ -75,8 +79,8 @@ struct Lap : RingTest<Lap<kNewest>, kNewest> {
 };
 
 // One place, full: the ring grows, and the larger block goes into its second lap.
-template <bool kNewest>
-struct Growth : RingTest<Growth<kNewest>, kNewest> {
+template <Which kWhich>
+struct Growth : RingTest<Growth<kWhich>, kWhich> {
   static constexpr std::size_t kPlaces = 1;
   static void write(TestRing& ring) {
     Growth::add(ring);
@@ -101,7 +105,9 @@ bool sound(const char* name, unsigned bound) {
 int main(int argc, char** argv) {
   const auto bound = static_cast<unsigned>(argc > 1 ? std::atoi(argv[1]) : 2);
   const bool all =
-      sound<Lap<false>>("oldest, lap", bound) && sound<Lap<true>>("newest, lap", bound) &&
-      sound<Growth<false>>("oldest, growth", bound) && sound<Growth<true>>("newest, growth", bound);
+      sound<Lap<kOldest>>("oldest, lap", bound) && sound<Lap<kNewest>>("newest, lap", bound) &&
+      sound<Lap<kLater>>("later, lap", bound) && sound<Growth<kOldest>>("oldest, growth", bound) &&
+      sound<Growth<kNewest>>("newest, growth", bound) &&
+      sound<Growth<kLater>>("later, growth", bound);
   return all ? 0 : 1;
 }
