@@ -37,19 +37,13 @@ Settings settings_of(std::int64_t capacity, std::int32_t n_step, double gamma,
   s.priority_exponent = exponent;
   s.priority_beta = beta;
   s.priority_epsilon = epsilon;
-  const auto within = [](double value, double high) { return value >= 0.0 && value <= high; };
   s.balance = static_cast<Balance>(named("her_balance", balance, kBalances));
-  if (capacity < 1 || capacity > (std::int64_t{1} << 40) || n_step < 1 || !(gamma >= 0.0) ||
-      gamma > 1.0 || !std::isfinite(reward) || capacity_bytes < 0 ||
-      capacity_bytes > (std::int64_t{1} << 50) || !within(ratio, 1.0) || !within(random, 1.0) ||
-      !within(exponent, 10.0) || !within(beta, 10.0) || !within(epsilon, 1e30)) {
-    throw ReplayFault("a setting of the replay buffer is out of range");
-  }
-  if (s.sampling == Sampling::kPrioritised && capacity > Priorities::kCapacity) {
+  if (s.sampling == Sampling::kPrioritised && capacity > Settings::kMostPrioritised) {
     throw ReplayFault("prioritised sampling is exact up to a capacity of " +
-                      std::to_string(Priorities::kCapacity) + " transitions, got " +
+                      std::to_string(Settings::kMostPrioritised) + " transitions, got " +
                       std::to_string(capacity));
   }
+  if (!s.are_sound()) throw ReplayFault("a setting of the replay buffer is out of range");
   return s;
 }
 

@@ -1,6 +1,7 @@
 // What every part of the replay buffer shares: faults, settings, the counter-based generator.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -24,6 +25,9 @@ enum class Sampling : std::uint32_t { kTransitions, kEpisodes, kPrioritised };
 enum class LongEpisodes : std::uint32_t { kRefuse, kSplit };
 
 struct Settings {
+  // Of prioritised sampling: the sum of all priorities stays below 2^63.
+  static constexpr std::int64_t kMostPrioritised = std::int64_t{1} << 24;
+
   std::int64_t capacity = 0;        // transitions
   std::int64_t capacity_bytes = 0;  // of them and their texts, which are freed then; 0: no limit
   std::int32_t n_step = 1;
@@ -38,6 +42,18 @@ struct Settings {
   double priority_exponent = 0.6;  // alpha of Schaul et al.
   double priority_beta = 0.4;
   double priority_epsilon = 1e-6;
+
+  bool are_sound() const {
+    const auto within = [](double value, double high) { return value >= 0.0 && value <= high; };
+    return capacity >= 1 && capacity <= std::int64_t{1} << 40 && capacity_bytes >= 0 &&
+           capacity_bytes <= std::int64_t{1} << 50 && n_step >= 1 && within(gamma, 1.0) &&
+           strategy <= Strategy::kRandom && within(her_ratio, 1.0) && within(her_random, 1.0) &&
+           balance <= Balance::kGoals && std::isfinite(her_reward) &&
+           sampling <= Sampling::kPrioritised && long_episodes <= LongEpisodes::kSplit &&
+           within(priority_exponent, 10.0) && within(priority_beta, 10.0) &&
+           within(priority_epsilon, 1e30) &&
+           (sampling != Sampling::kPrioritised || capacity <= kMostPrioritised);
+  }
 };
 
 inline std::uint64_t mix64(std::uint64_t x) {  // finaliser of splitmix64 (Steele et al. 2014)

@@ -15,14 +15,14 @@ inline void ReplayBuffer::adopt(const std::int32_t* texts, std::size_t n_texts,
       std::all_of(sets, sets + n_sets, [&](std::int32_t id) { return known.sets.contains(id); });
   if (all) return;
   const std::lock_guard lock(writers(intern_));
-  for (std::size_t i = 0; i < n_texts; ++i) owned_->tables.texts.adopt(texts[i]);
+  for (std::size_t i = 0; i < n_texts; ++i) owned_->tables.adopt_text(texts[i]);
   for (std::size_t i = 0; i < n_sets; ++i) owned_->tables.adopt_set(sets[i]);
 }
 
 inline void ReplayBuffer::adopt_all() const {
   if (!log_) return;
   const std::lock_guard lock(writers(intern_));
-  for (std::int32_t id = 0; id < log_->texts().size(); ++id) owned_->tables.texts.adopt(id);
+  for (std::int32_t id = 0; id < log_->texts().size(); ++id) owned_->tables.adopt_text(id);
   for (std::int32_t id = 0; id < log_->sets().size(); ++id) owned_->tables.adopt_set(id);
 }
 

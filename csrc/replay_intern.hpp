@@ -44,7 +44,8 @@ class TableSource {
 // gone is given back page by page: see ReservedArray. A reader that finds an entry finds its list
 // until it leaves its Reclaimer::Guard.
 //
-// With a source, a table is a view: it holds no lists, and adopt() notes where the source has one.
+// With a source, a table is a view: adopt() notes where the source has a list, adopt_copy() keeps
+// one of its own.
 class InternTable {
  public:
   static constexpr std::size_t kMaxSize = std::size_t{1} << 30;
@@ -71,11 +72,7 @@ class InternTable {
 
   std::int32_t intern(const std::int32_t* data, std::size_t size) {
     if (size > kMaxSize) throw ReplayFault("a list of more than 2^30 ids cannot be interned");
-    if (source_ != nullptr) {
-      const std::int32_t id = source_->intern(data, size);
-      adopt(id);
-      return id;
-    }
+    if (source_ != nullptr) return source_->intern(data, size);  // to be adopted
     if ((live_ + 1) * 2 > slots_.size()) grow_slots();
     const std::uint32_t hash = hash_of(data, size);
     std::size_t slot = hash & (slots_.size() - 1);
@@ -122,12 +119,12 @@ class InternTable {
     if (contains(id)) return true;
     const Span span = find_at_source(id);
     if (span.data == nullptr) return false;
-    const auto place = static_cast<std::size_t>(id);
-    while (place >= room_for_entries_) grow_entries();
-    count_ = std::max(count_, place + 1);
-    all_[place].set(span, 0);
-    published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
+    note(id, span);
     return true;
+  }
+  // Of a view, which does not have `id` yet.
+  void adopt_copy(std::int32_t id, const std::vector<std::int32_t>& list) {
+    note(id, {store(list.data(), list.size()), list.size()});
   }
 
   // Readers: inside a Reclaimer::Guard, as the array of entries may be replaced by a larger one.
@@ -215,6 +212,14 @@ class InternTable {
 
   static std::size_t units_of(std::size_t size) {
     return std::max<std::size_t>(1, (size + Span::kPad - 1) / Span::kPad);
+  }
+
+  void note(std::int32_t id, const Span& span) {
+    const auto place = static_cast<std::size_t>(id);
+    while (place >= room_for_entries_) grow_entries();
+    count_ = std::max(count_, place + 1);
+    all_[place].set(span, 0);
+    published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
   }
 
   const std::int32_t* store(const std::int32_t* data, std::size_t size) {

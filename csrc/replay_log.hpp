@@ -7,6 +7,9 @@
 // that nothing another process does, or leaves undone, can touch a batch. Token ids, which are
 // nearly all of the bytes, are not copied: texts stay where they are.
 //
+// Whatever lies in the memory, by another program's bug, is looked at before it is used, and what
+// was looked at is a copy: sizes, indexes, ids. A batch may then hold wrong tokens, no more.
+//
 // No lock is shared between processes. Within one, threads that append use a segment each.
 #pragma once
 
@@ -52,8 +55,8 @@ class SharedLog {
   ~SharedLog();
 
   const std::string& name() const { return mapping_.name(); }
-  const Settings& settings() const { return header_->settings; }
-  std::uint64_t seed() const { return header_->seed; }
+  const Settings& settings() const { return fixed_.settings; }
+  std::uint64_t seed() const { return fixed_.seed; }
   SharedTable& texts() { return texts_; }
   SharedTable& sets() { return sets_; }
   std::uint64_t appended() const { return header_->next_episode.load(std::memory_order_relaxed); }
@@ -86,17 +89,24 @@ class SharedLog {
   static constexpr std::uint64_t kMagic = 0x31474F4C47434153ULL;  // "SACGLOG1"
   static constexpr std::size_t kEpisodeWords = 4;
 
+  static constexpr std::uint64_t kMostSegments = std::uint64_t{1} << 16;
+  static constexpr std::int64_t kMostTexts = std::int64_t{1} << 30;
+  static constexpr std::uint64_t kMostId = std::uint64_t{1} << 62;
+
   struct Layout {
     std::uint64_t segments, segment_words, texts, sets, arena_units;
+  };
+  struct Fixed {  // written once
+    Layout layout;
+    Settings settings;
+    std::uint64_t seed;
   };
   struct Header {
     std::atomic<std::uint64_t> magic;  // stored last (release): all else is there
     std::atomic<std::uint64_t> creator;
     std::uint64_t name_space;
     std::uint64_t header_bytes;
-    Layout layout;
-    Settings settings;
-    std::uint64_t seed;
+    Fixed fixed;
     alignas(64) std::atomic<std::uint64_t> next_ticket;
     alignas(64) std::atomic<std::uint64_t> next_episode;
     alignas(64) std::atomic<std::uint64_t> bell;  // rung after every publication
@@ -148,7 +158,7 @@ class SharedLog {
     return {*at<Head>(heads_at() + 64 * i),
             at<Word>(words_at(layout_)) + i * layout_.segment_words};
   }
-  static const Header& checked_header(const Mapping& mapping);
+  static Fixed checked(const Mapping& mapping);
 
   void require_own_process() const {
     if (::getpid() != pid_) {
@@ -167,6 +177,7 @@ class SharedLog {
   Mapping mapping_;
   const bool creator_;
   const pid_t pid_;
+  const Fixed fixed_;
   Header* const header_;
   const Layout layout_;
   SharedArena arena_;

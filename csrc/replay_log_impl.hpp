@@ -24,7 +24,7 @@ inline std::unique_ptr<SharedLog> SharedLog::create(const std::string& name,
                                                     const Settings& settings, std::uint64_t seed,
                                                     const LogSizes& sizes) {
   Mapping::check_name(name);
-  if (sizes.texts < 16 || sizes.texts > (std::int64_t{1} << 30) || sizes.bytes < (1 << 20) ||
+  if (sizes.texts < 16 || sizes.texts > kMostTexts || sizes.bytes < (1 << 20) ||
       sizes.bytes > (std::int64_t{1} << 37)) {
     throw ReplayFault("shared_texts must be in [16, 2^30] and shared_bytes in [2^20, 2^37]");
   }
@@ -53,16 +53,14 @@ inline std::unique_ptr<SharedLog> SharedLog::create(const std::string& name,
   header->creator.store(Owner::self().word, std::memory_order_release);
   header->name_space = Owner::name_space();
   header->header_bytes = sizeof(Header);
-  header->layout = layout;
-  header->settings = settings;
-  header->seed = seed;
+  header->fixed = {layout, settings, seed};
   header->next_ticket.store(1, std::memory_order_relaxed);
-  // Release: whoever finds the magic number (acquire, in checked_header) finds the rest.
+  // Release: whoever finds the magic number (acquire, in checked) finds the rest.
   header->magic.store(kMagic, std::memory_order_release);
   return std::unique_ptr<SharedLog>(new SharedLog(std::move(mapping), true));
 }
 
-inline const SharedLog::Header& SharedLog::checked_header(const Mapping& mapping) {
+inline SharedLog::Fixed SharedLog::checked(const Mapping& mapping) {
   const auto refuse = [&](const std::string& why) {
     throw ReplayFault("cannot attach to the shared buffer '" + mapping.name() + "': " + why);
   };
@@ -75,22 +73,28 @@ inline const SharedLog::Header& SharedLog::checked_header(const Mapping& mapping
   if (header.name_space != Owner::name_space()) {
     refuse("it was made in another pid namespace (container), whose processes cannot be seen here");
   }
-  const Layout& l = header.layout;
-  const auto most = std::uint64_t{1} << 40;
-  if (l.segments == 0 || l.segments > most || l.segment_words > Fill::kMost || l.texts > most ||
-      l.sets > most || l.arena_units > most ||
+  // The copy is what is looked at and used: another process may write there by a bug.
+  Fixed fixed = header.fixed;
+  const Layout& l = fixed.layout;
+  const auto most = std::uint64_t{1} << 40;  // nothing overflows below
+  if (l.segments == 0 || l.segments > kMostSegments || l.segment_words > Fill::kMost ||
+      l.texts > kMostTexts || l.sets > kMostTexts || l.arena_units > most ||
       arena_at(l) + l.arena_units * SharedArena::kUnit != mapping.bytes()) {
     refuse("its sizes do not add up");
   }
-  return header;
+  if (!fixed.settings.are_sound() || fixed.settings.capacity_bytes > 0) {
+    refuse("its settings are out of range");
+  }
+  return fixed;
 }
 
 inline SharedLog::SharedLog(Mapping mapping, bool creator)
     : mapping_(std::move(mapping)),
       creator_(creator),
       pid_(::getpid()),
-      header_(const_cast<Header*>(&checked_header(mapping_))),
-      layout_(header_->layout),
+      fixed_(checked(mapping_)),
+      header_(at<Header>(0)),
+      layout_(fixed_.layout),
       arena_(mapping_, header_->arena_next, arena_at(layout_)),
       texts_({&header_->text_count, at<Word>(text_slots_at(layout_)),
               at<Word>(text_entries_at(layout_)), layout_.texts,
@@ -119,8 +123,9 @@ inline SharedLog::~SharedLog() {
 
 // Seals segment `i` if `seen`, its control word, names an owner that is certainly dead.
 inline bool SharedLog::seal_if_dead(std::size_t i, std::uint64_t seen) {
-  const std::uint64_t owner =
-      header_->producers[Control::slot(seen)].load(std::memory_order_acquire);
+  const std::uint64_t slot = Control::slot(seen);
+  if (slot >= kProducers) return segment(i).seal(seen);  // garbage, which nobody owns
+  const std::uint64_t owner = header_->producers[slot].load(std::memory_order_acquire);
   // A slot changes hands only after all segments of its dead owner were sealed, and `seen` was
   // read before the slot (acquire): if the slot names somebody new, the exchange below fails, as
   // it does when anybody else has sealed or claimed the segment.
@@ -245,6 +250,10 @@ inline std::uint64_t SharedLog::append(const EpisodeInput& input,
   }
   const std::uint64_t id =
       given ? *given : header_->next_episode.fetch_add(1, std::memory_order_relaxed);
+  if (id > kMostId) {
+    throw ReplayFault("the memory of the shared buffer '" + name() +
+                      "' is damaged: it counts more episodes than there can be");
+  }
   words[0] = id;
   Segment<> to = segment(p.segment);
   for (std::size_t i = 0; i < words.size(); ++i) to.put(p.used + i, words[i]);
@@ -269,7 +278,10 @@ inline bool SharedLog::decode(const std::vector<std::uint64_t>& words, std::size
   const std::int64_t length = high(w[1]);
   const std::int64_t events = low(w[3]);
   const std::int64_t size = static_cast<std::int64_t>(kEpisodeWords) + 2 * length + events;
-  if (length < 1 || events < 0 || size > static_cast<std::int64_t>(words.size() - at)) return false;
+  if (id > kMostId || length < 1 || events < 0 ||
+      size > static_cast<std::int64_t>(words.size() - at)) {
+    return false;
+  }
   at += static_cast<std::size_t>(size);
   out.goal = low(w[1]);
   out.terminated = (high(w[3]) & 1) != 0;
@@ -328,9 +340,10 @@ void SharedLog::follow(const Take& take) {
     const std::uint64_t begin = Fill::belongs_to(seen, n.ticket) ? Fill::count(seen) : 0;
     const std::uint64_t end = std::min(Fill::count(n.fill), layout_.segment_words);
     const Segment<> from = segment(n.segment);
+    seen = n.fill;
+    if (begin >= end) continue;  // a fill never shrinks, unless something else wrote it
     words.resize(end - begin);
     for (std::uint64_t i = begin; i < end; ++i) words[i - begin] = from.peek(i);
-    seen = n.fill;
     if (!from.still(n.ticket)) continue;  // overwritten by now
     std::size_t at = 0;
     std::uint64_t id = 0;

@@ -102,8 +102,7 @@ class Priorities {
  public:
   static constexpr double kUnit = 16777216.0;  // 2^24: of p^alpha = 1
   static constexpr std::uint64_t kOne = std::uint64_t{1} << 24;
-  static constexpr std::uint64_t kMost = std::uint64_t{1} << 39;    // p^alpha of 32768
-  static constexpr std::int64_t kCapacity = std::int64_t{1} << 24;  // their sum is below 2^63
+  static constexpr std::uint64_t kMost = std::uint64_t{1} << 39;  // p^alpha of 32768
 
   struct Pick {
     std::uint64_t position;

@@ -35,19 +35,20 @@ class SharedArena {
   std::int32_t* at(std::uint64_t unit) const {
     return reinterpret_cast<std::int32_t*>(mapping_.data() + begin_ + unit * kUnit);
   }
-  std::size_t bytes() const {
-    return std::min(next_.load(std::memory_order_relaxed), room()) * kUnit;
-  }
+  std::uint64_t taken() const { return std::min(next_.load(std::memory_order_relaxed), room()); }
+  std::size_t bytes() const { return taken() * kUnit; }
   std::uint64_t room() const { return (mapping_.bytes() - begin_) / kUnit; }
 
  private:
   void refill(std::size_t units) {
     const std::size_t size = std::max(units, kChunk);
     // Never beyond the end, however often it is tried: the counter must not wrap.
-    const std::uint64_t first = next_.load(std::memory_order_relaxed) + size > room()
-                                    ? room()
-                                    : next_.fetch_add(size, std::memory_order_relaxed);
-    if (first + size > room()) {
+    const auto fits = [&](std::uint64_t first) {
+      return first <= room() && size <= room() - first;
+    };
+    std::uint64_t first = next_.load(std::memory_order_relaxed);
+    if (fits(first)) first = next_.fetch_add(size, std::memory_order_relaxed);
+    if (!fits(first)) {
       throw ReplayFault("the shared buffer '" + mapping_.name() + "' holds " +
                         std::to_string(bytes()) +
                         " bytes of texts, and there is no room for more; create it with larger "
@@ -85,7 +86,8 @@ class SharedTable final : public TableSource {
     const std::uint64_t hash = InternTable::long_hash_of(data, size);
     const std::uint64_t tag = hash & ~std::uint64_t{0xFFFFFFFF};
     std::int32_t mine = -1;
-    for (std::size_t slot = hash & (p_.slot_count - 1);; slot = (slot + 1) & (p_.slot_count - 1)) {
+    for (std::size_t tries = 0; tries < p_.slot_count; ++tries) {
+      const std::size_t slot = (hash + tries) & (p_.slot_count - 1);
       // Acquire: pairs with the exchange below; the entry and its list are there.
       std::uint64_t there = p_.slots[slot].load(std::memory_order_acquire);
       if (there == 0) {
@@ -99,8 +101,12 @@ class SharedTable final : public TableSource {
       if ((there & ~std::uint64_t{0xFFFFFFFF}) != tag) continue;
       const auto id = static_cast<std::int32_t>((there & 0xFFFFFFFF) - 1);
       const Span span = find(id);
-      if (span.size == size && std::equal(data, data + size, span.data)) return id;
+      if (span.data != nullptr && span.size == size && std::equal(data, data + size, span.data)) {
+        return id;
+      }
     }
+    // Of a sound table at least half the slots are empty.
+    throw ReplayFault(std::string("the shared table of ") + kind_ + " is damaged: it has no end");
   }
 
   // Its data is null when nobody has published this id.
@@ -108,8 +114,12 @@ class SharedTable final : public TableSource {
     if (id < 0 || static_cast<std::size_t>(id) >= p_.room) return {nullptr, 0};
     // Acquire: pairs with the store in add(); the list is there.
     const std::uint64_t entry = p_.entries[id].load(std::memory_order_acquire);
-    if (entry == 0) return {nullptr, 0};
-    return {arena_.at((entry >> kSizeBits) - 1), entry & kSizeMask};
+    const std::uint64_t first = (entry >> kSizeBits) - 1;
+    const std::uint64_t size = entry & kSizeMask;
+    // A sound one lies in what was taken before it was published; no unit is there for entry 0.
+    const std::uint64_t end = arena_.taken();
+    if (first >= end || units_of(size) > end - first) return {nullptr, 0};
+    return {arena_.at(first), size};
   }
   std::int32_t size() const {
     return static_cast<std::int32_t>(
@@ -120,8 +130,12 @@ class SharedTable final : public TableSource {
   static constexpr unsigned kSizeBits = 31;
   static constexpr std::uint64_t kSizeMask = (std::uint64_t{1} << kSizeBits) - 1;
 
+  static std::size_t units_of(std::size_t size) {
+    return std::max<std::size_t>(1, (size + Span::kPad - 1) / Span::kPad);
+  }
+
   std::int32_t add(const std::int32_t* data, std::size_t size) {
-    const std::size_t units = std::max<std::size_t>(1, (size + Span::kPad - 1) / Span::kPad);
+    const std::size_t units = units_of(size);
     const std::uint64_t first = arena_.take(units);
     std::int32_t* to = arena_.at(first);
     if (size > 0) std::memcpy(to, data, size * sizeof(std::int32_t));

@@ -16,12 +16,23 @@ struct Tables {
   InternTable texts;
   InternTable sets;
 
-  // Of views: what another process has interned becomes known here, a set's texts before it.
-  void adopt_set(std::int32_t id) {
-    if (sets.contains(id)) return;
+  // Of views: what another process has interned becomes known here, if it is sound; a set's texts
+  // before it. A text stays where it is. A set is copied: its ids are used as they are, so that
+  // those looked at here must be those.
+  bool adopt_text(std::int32_t id) {
+    if (texts.contains(id)) return true;
+    const Span text = texts.find_at_source(id);
+    const auto negative = [](std::int32_t token) { return token < 0; };
+    return !std::any_of(text.data, text.data + text.size, negative) && texts.adopt(id);
+  }
+  bool adopt_set(std::int32_t id) {
+    if (sets.contains(id)) return true;
     const Span set = sets.find_at_source(id);
-    for (std::size_t i = 0; i < set.size; ++i) texts.adopt(set.data[i]);
-    sets.adopt(id);
+    const std::vector<std::int32_t> ids(set.data, set.data + set.size);
+    const auto known = [&](std::int32_t text) { return adopt_text(text); };
+    if (ids.empty() || !std::all_of(ids.begin(), ids.end(), known)) return false;
+    sets.adopt_copy(id, ids);
+    return true;
   }
 
   std::int32_t intern_text(const std::int32_t* ids, std::size_t size) {
@@ -31,12 +42,14 @@ struct Tables {
                           " at position " + std::to_string(i));
       }
     }
-    return texts.intern(ids, size);
+    const std::int32_t id = texts.intern(ids, size);
+    if (!adopt_text(id)) throw ReplayFault(kDamaged);
+    return id;
   }
 
   std::int32_t intern_candidates(const std::int32_t* ids, std::size_t size) {
     if (size == 0) throw ReplayFault("a candidate set needs at least one action text");
-    for (std::size_t i = 0; i < size; ++i) texts.adopt(ids[i]);
+    for (std::size_t i = 0; i < size; ++i) adopt_text(ids[i]);
     for (std::size_t i = 0; i < size; ++i) require_text(ids[i], "candidate");
     std::vector<std::int32_t> sorted(ids, ids + size);
     std::sort(sorted.begin(), sorted.end());
@@ -45,7 +58,9 @@ struct Tables {
       throw ReplayFault("a candidate set must not repeat an action: text id " +
                         std::to_string(*twin) + " is given twice");
     }
-    return sets.intern(ids, size);
+    const std::int32_t id = sets.intern(ids, size);
+    if (!adopt_set(id)) throw ReplayFault(kDamaged);
+    return id;
   }
 
   void require_text(std::int32_t id, const char* what) const {
@@ -59,6 +74,9 @@ struct Tables {
   }
 
  private:
+  static constexpr const char* kDamaged =
+      "the memory of the shared buffer is damaged: what was interned is not there";
+
   static std::string range_message(const char* what, std::int32_t id, const char* table,
                                    std::int32_t size, bool frees) {
     return std::string(what) + ": id " + std::to_string(id) + " is not an interned " + table +

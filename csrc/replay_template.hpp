@@ -18,7 +18,7 @@ struct Op {
 // Of views: texts that another process has interned become known here.
 inline void adopt_literals(const std::vector<Op>& ops, Tables& tables) {
   for (const Op& op : ops) {
-    if (op.kind == Op::kLiteral || op.kind == Op::kActions) tables.texts.adopt(op.arg);
+    if (op.kind == Op::kLiteral || op.kind == Op::kActions) tables.adopt_text(op.arg);
     adopt_literals(op.body, tables);
   }
 }

@@ -16,7 +16,6 @@ import os
 import random
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hostile import SETS, TEXTS, Hostile, damaged, use_extension
+from hostile import SETS, TEXTS, Hostile, at_once, damaged, use_extension
 
 _numbers = itertools.count()
 ALLOWED: tuple[type[BaseException], ...] = ()  # set by main(): what a refusal may be
@@ -61,8 +60,8 @@ def episode(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def check(batch: Any, rows: int) -> None:
-    """What holds for every batch."""
+def check(batch: Any, rows: int, tokens: bool = True) -> None:
+    """What holds for every batch; of its tokens where `tokens`."""
     for offsets, ids in (
         (batch.prompt_offsets, batch.prompt_ids),
         (batch.next_prompt_offsets, batch.next_prompt_ids),
@@ -71,7 +70,7 @@ def check(batch: Any, rows: int) -> None:
         assert offsets[0] == 0
         assert (np.diff(offsets) >= 0).all()
         assert offsets[-1] == len(ids)
-        assert (ids >= 0).all()
+        assert not tokens or (ids >= 0).all()
     assert (batch.candidates >= 0).all()
     assert (batch.action >= 0).all()
     assert (batch.steps >= 1).all()
@@ -210,7 +209,6 @@ class Round:
         arrays = [np.zeros(5, np.int32) for _ in range(3)]
         out: list[Any] = [Batch.allocate(16, 2000, 2000)]
         close = self.rng.random() < 0.2
-        failures: list[BaseException] = []
 
         def disturb() -> None:
             for a in arrays:
@@ -223,22 +221,13 @@ class Round:
                 self.buffer.close()
 
         def use() -> None:
-            try:
-                for _ in range(3):
-                    for call in (lambda: self.buffer.intern_text(arrays[0]),
-                                 lambda: self.buffer.sample(16, out=out[0]), self.add):  # fmt: skip
-                        with contextlib.suppress(IndexError, *ALLOWED):
-                            call()
-            except BaseException as error:
-                failures.append(error)
+            for _ in range(3):
+                for call in (lambda: self.buffer.intern_text(arrays[0]),
+                             lambda: self.buffer.sample(16, out=out[0]), self.add):  # fmt: skip
+                    with contextlib.suppress(IndexError, *ALLOWED):
+                        call()
 
-        threads = [threading.Thread(target=f) for f in (use, use, disturb)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
+        at_once([use, use, disturb])
 
     def save_and_load(self) -> None:
         from sacglam.replay import ReplayBuffer
@@ -323,8 +312,9 @@ class Round:
         self.buffer.close()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(about: str | None, start: Callable[[int, Path], Any]) -> int:
+    """The command line, also of damage_replay.py: rounds of start(seed, folder).run()."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--extension")
@@ -342,7 +332,7 @@ def main() -> int:
             if time.monotonic() > end:
                 break
             try:
-                Round(seed, Path(folder)).run()
+                start(seed, Path(folder)).run()
             except BaseException:
                 traceback.print_exc()
                 print(f"round {seed} failed: run with --seed {seed}", flush=True)
@@ -353,4 +343,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, Round))

@@ -1,5 +1,5 @@
-"""What fuzz_replay.py and threads_replay.py share: values that are wrong in some way, damaged
-checkpoint files, and the choice of the extension."""
+"""What the scripts of this folder share: values that are wrong in some way, damaged checkpoint
+files, the choice of the extension, and calls in threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import importlib.util
 import random
 import struct
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,25 @@ def use_extension(path: str | None) -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules["sacglam._C"] = module
         spec.loader.exec_module(module)
+
+
+def at_once(calls: Iterable[Callable[[], object]]) -> None:
+    """Each in a thread of its own, to its end; then what the first of them raised, if any did."""
+    failures: list[BaseException] = []
+
+    def guarded(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 # ---- hostile values

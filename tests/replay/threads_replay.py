@@ -13,13 +13,12 @@ import itertools
 import os
 import sys
 import tempfile
-import threading
 import time
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hostile import use_extension
+from hostile import at_once, use_extension
 
 KEYS, LENGTH = 30, 5
 
@@ -59,21 +58,16 @@ def run(buffer: Any, seconds: float, folder: Path) -> int:
     ground = Ground(buffer)
     ground.add(0)
     end = time.monotonic() + seconds
-    failures: list[BaseException] = []
     counts = [0, 0]
 
-    def repeat(call: Any) -> threading.Thread:
+    def repeat(call: Any) -> Callable[[], None]:
         def loop() -> None:
-            try:
-                for n in itertools.count():
-                    if time.monotonic() > end or failures:
-                        return
-                    call(n)
-            except BaseException as error:
-                traceback.print_exc()
-                failures.append(error)
+            for n in itertools.count():
+                if time.monotonic() > end:
+                    return
+                call(n)
 
-        return threading.Thread(target=loop)
+        return loop
 
     def sampling(which: int) -> Any:
         out = Batch.allocate(32, 96, 96)
@@ -104,14 +98,8 @@ def run(buffer: Any, seconds: float, folder: Path) -> int:
             buffer.load(folder / "a")
         time.sleep(0.01)
 
-    threads = [repeat(lambda n, k=k: ground.add((n * 7 + k) % KEYS)) for k in range(2)]
-    threads += [repeat(sampling(0)), repeat(sampling(1)), repeat(look), repeat(save)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    producers = [repeat(lambda n, k=k: ground.add((n * 7 + k) % KEYS)) for k in range(2)]
+    at_once([*producers, repeat(sampling(0)), repeat(sampling(1)), repeat(look), repeat(save)])
     return sum(counts)
 
 
