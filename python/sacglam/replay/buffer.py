@@ -83,9 +83,9 @@ class ReplayBuffer:
     buffer and sample from it; the others get it by `ReplayBuffer.attach("name")`, by being forked,
     or as a pickled argument. No lock is shared: a process that dies at any instruction leaves the
     others running and every sample valid, and loses at most the episode that it was writing. Texts
-    lie in shared memory once; each process that samples keeps the steps (40 to 60 bytes each) for
-    itself and takes over what is new whenever it is asked for something. A template is each
-    process's own.
+    lie in shared memory once; each process that samples keeps the steps (40 to 60 bytes each) and
+    candidate sets for itself and takes over what is new whenever it is asked for something. A
+    template is each process's own.
 
     Args:
         capacity: transitions held at most.
