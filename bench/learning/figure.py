@@ -42,7 +42,7 @@ def draw(results: Mapping[str, Any], study: Study, path: Path) -> None:
         kinds: dict[str, Any] = {}
         for k, (heading, axis, label, shown) in enumerate(cells):
             axes = grid[k // _COLUMNS][k % _COLUMNS]
-            found = [method for method in shown if method in methods]
+            found = [m for m in shown if m in methods and axis in methods[m]["curves"]]
             last = max((methods[m]["curves"][axis]["x"][-1] for m in found), default=1.0)
             for m in found:
                 _line(axes, methods[m]["curves"][axis], looks[m])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,10 +26,12 @@ THRESHOLDS = (0.5, 0.8, 0.9)
 
 
 class Run(NamedTuple):
-    """What is known of one run: its curve, and its final evaluation if it is finished."""
+    """What is known of one run: its curve, its final evaluation if it is finished, and the CPU that
+    it ran on: seconds of different ones do not compare."""
 
     curve: Curve
     final: Mapping[str, Any] | None
+    cpu: str
 
 
 Runs = dict[str, dict[int, Run]]  # method -> seed -> run
@@ -37,11 +40,12 @@ Runs = dict[str, dict[int, Run]]  # method -> seed -> run
 def read_runs(jobs: Sequence[Job]) -> Runs:
     """All runs that have a curve, finished or not."""
     found: Runs = {}
+    cpu = collect()["machine"]["cpu"]
     for job in jobs:
         curve = read_curve(job.folder)
         if curve is not None:
             final = json.loads((job.folder / "eval.json").read_text()) if job.done else None
-            found.setdefault(job.method, {})[job.seed] = Run(curve, final)
+            found.setdefault(job.method, {})[job.seed] = Run(curve, final, cpu)
     return found
 
 
@@ -52,14 +56,15 @@ def read_known(path: Path, study: Study) -> Runs:
         CheckpointError: the file is no results.json of this study, or its runs had other settings.
     """
     try:
-        held = json.loads(path.read_text())["methods"]
+        held = json.loads(path.read_text())
+        cpu = held["machine"]["cpu"]  # unless the run says otherwise
         found: Runs = {}
-        for method, of in held.items():
+        for method, of in held["methods"].items():
             if method not in study.methods:
                 raise CheckpointError(f"{path} holds a method {method!r} that the study lacks")
             if of["settings"] != dict(study.methods[method]):
                 raise CheckpointError(f"{path}: {method!r} was run with other settings")
-            runs = {int(seed): _known_run(run) for seed, run in of["runs"].items()}
+            runs = {int(seed): _known_run(run, cpu) for seed, run in of["runs"].items()}
             found[method] = {s: r for s, r in runs.items() if r.final is not None}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds no results of a study: {error!r}") from error
@@ -73,10 +78,12 @@ def origin(path: Path) -> list[dict[str, Any]]:
     return [*held.get("known", []), {name: held.get(name) for name in names}]
 
 
-def _known_run(run: Mapping[str, Any]) -> Run:
+def _known_run(run: Mapping[str, Any], cpu: str) -> Run:
     at = {axis: np.array(run[axis], dtype=np.float64) for axis in AXES}
     families = {f: np.array(v, dtype=np.float64) for f, v in run["success"].items()}
-    return Run(Curve(at, np.array(run["success_mean"]), families), run["final"])
+    return Run(
+        Curve(at, np.array(run["success_mean"]), families), run["final"], run.get("cpu", cpu)
+    )
 
 
 def joined(known: Runs, runs: Runs) -> Runs:
@@ -91,6 +98,8 @@ def collect_results(
     """Everything that the study found, with what is needed to judge and to repeat it; `known` is
     the origin of runs that were made elsewhere."""
     installation = collect()
+    cpus = Counter(run.cpu for of in runs.values() for run in of.values())
+    usual = cpus.most_common(1)[0][0] if cpus else ""
     return {
         "study": name,
         "title": study.title,
@@ -103,7 +112,7 @@ def collect_results(
         "methods": {
             method: {
                 "settings": dict(study.methods[method]),
-                "curves": _summaries([run.curve for run in runs[method].values()]),
+                "curves": _summaries(list(runs[method].values()), usual),
                 "final": _final([r.final for r in runs[method].values() if r.final is not None]),
                 "runs": {str(seed): _run(run) for seed, run in runs[method].items()},
             }
@@ -113,10 +122,12 @@ def collect_results(
     }
 
 
-def _summaries(curves: Sequence[Curve]) -> dict[str, Any]:
+def _summaries(runs: Sequence[Run], usual: str) -> dict[str, Any]:
+    """By axis; over seconds only if all runs were made on the study's usual CPU."""
+    comparable = all(run.cpu == usual for run in runs)
     found = {}
-    for axis in AXES:
-        s = summarise(curves, axis)
+    for axis in AXES if comparable else ("env_steps",):
+        s = summarise([run.curve for run in runs], axis)
         found[axis] = {
             name: [round(float(v), 5) for v in values]
             for name, values in (("x", s.x), ("iqm", s.mean), ("low", s.low), ("high", s.high))
@@ -152,6 +163,7 @@ def _run(run: Run) -> dict[str, Any]:
     curve = run.curve
     kept = ("success_mean", "success", "episodes", "env_steps", "updates", "wall_s", "cpu_s")
     return {
+        "cpu": run.cpu,
         **{axis: curve.at[axis].tolist() for axis in AXES},
         "success_mean": curve.success.tolist(),
         "success": {family: values.tolist() for family, values in curve.families.items()},
@@ -180,7 +192,8 @@ def table(results: Mapping[str, Any]) -> str:
     for method, found in results["methods"].items():
         runs = list(found["runs"].values())
         cells = [_median([r["steps_to"][f"{t:g}"] for r in runs]) for t in THRESHOLDS]
-        cells.append(_median([r["cpu_s_to"]["0.8"] for r in runs]))
+        comparable = "cpu_s" in found["curves"]
+        cells.append(_median([r["cpu_s_to"]["0.8"] for r in runs]) if comparable else "other CPU")
         final = found["final"]
         if final is None:
             cells += ["under way", "", ""]
@@ -189,7 +202,7 @@ def table(results: Mapping[str, Any]) -> str:
             cells += [
                 f"{100 * mean['iqm']:.1f} [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}]",
                 f"{final['env_steps']}",
-                f"{final['cpu_s']:.0f}",
+                f"{final['cpu_s']:.0f}" if comparable else "other CPU",
             ]
         lines.append(_line([method, str(len(runs)), *cells]))
     lines += [
