@@ -43,10 +43,10 @@ class ReplayBuffer {
   std::uint64_t seed() const { return state().seed; }
 
   std::int32_t intern_text(const std::vector<std::int32_t>& ids) {
-    return intern(owned_->tables.texts, ids, &Tables::intern_text, &Lifetimes::touch_text);
+    return intern(&Tables::texts, ids, &Tables::intern_text, &Lifetimes::touch_text);
   }
   std::int32_t intern_candidates(const std::vector<std::int32_t>& ids) {
-    return intern(owned_->tables.sets, ids, &Tables::intern_candidates, &Lifetimes::touch_set);
+    return intern(&Tables::sets, ids, &Tables::intern_candidates, &Lifetimes::touch_set);
   }
   std::vector<std::int32_t> text(std::int32_t id) const {
     const Reclaimer::Guard guard(reclaimer_);
@@ -175,7 +175,8 @@ class ReplayBuffer {
     return log_->fits(end - begin, static_cast<std::size_t>(std::max<std::int64_t>(events, 0)));
   }
   bool frees() const { return settings_.capacity_bytes > 0; }
-  std::int32_t intern(const InternTable& table, const std::vector<std::int32_t>& ids,
+  // The table is looked up under the lock: load() may be about to replace it.
+  std::int32_t intern(InternTable Tables::* table, const std::vector<std::int32_t>& ids,
                       std::int32_t (Tables::*add)(const std::int32_t*, std::size_t),
                       void (Lifetimes::*touch)(std::int32_t, std::uint64_t)) {
     if (!frees()) {
@@ -183,7 +184,7 @@ class ReplayBuffer {
       return (owned_->tables.*add)(ids.data(), ids.size());
     }
     const std::scoped_lock lock(writers(commit_), intern_);
-    const std::uint64_t episode = ready_to_intern(table, ids);
+    const std::uint64_t episode = ready_to_intern(owned_->tables.*table, ids);
     const std::int32_t id = (owned_->tables.*add)(ids.data(), ids.size());
     (*owned_->lives.*touch)(id, episode);
     return id;
