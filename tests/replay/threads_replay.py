@@ -94,8 +94,8 @@ def run(buffer: Any, seconds: float, folder: Path) -> int:
             other.load(folder / "a")
             if len(other) > 0:  # all may be evicted while a save waits for its turn
                 Ground(other).sample(None)
-        if buffer.name is None and n % 7 == 0:  # a shared one takes a file only while it is empty
-            buffer.load(folder / "a")
+                if buffer.name is None:  # a shared one takes a file only while it is empty
+                    buffer.load(folder / "a")
         time.sleep(0.01)
 
     producers = [repeat(lambda n, k=k: ground.add((n * 7 + k) % KEYS)) for k in range(2)]
