@@ -29,7 +29,7 @@ test: $(STAMP) ## Run all tests [ARGS="-k replay"]
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest tests $(ARGS)
 
 # 60 s for each of the stress runs and the fuzzers, 1000 killed producers, the model checkers further,
-# extensions built with sanitizers: 8 minutes of CPU time, 23 on a busy machine of two cores.
+# extensions built with sanitizers: 19 minutes of CPU time on two AVX2 cores (with a load of 6, 55 minutes).
 stress: $(STAMP) ## Run the long form of the replay buffer's tests (under 30 minutes)
 	@SACGLAM_STRESS=1 SACGLAM_STRESS_SECONDS=$${SACGLAM_STRESS_SECONDS:-60} OMP_NUM_THREADS=1 \
 	  $(PY) -m pytest tests/replay $(ARGS)
