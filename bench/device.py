@@ -194,13 +194,14 @@ def run_checks(tasks: list[tuple[Any, ...]], workers: int, session: Session) -> 
 
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [(task, pool.submit(checks.run_task, *task)) for task in tasks]
-        waiting += [(t, pool.submit(layers.compile_tile, *t)) for t in layers.tile_tasks()]
-        for task, future in waiting:
+        compiling = [(shape, pool.submit(layers.compile_tile, shape)) for shape in layers.TILES]
+        for task, future in [*waiting, *compiling]:
             error = future.exception()
-            if error is None and task[0] != "tile":
-                session.check(*future.result())
-            elif error is not None:
+            if error is not None:
                 session.fail(f"check {task}", "".join(traceback.format_exception(error)))
+        for _, future in waiting:
+            if future.exception() is None:
+                session.check(*future.result())
 
 
 def check_models(checks: Any, session: Session) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from device_checks import relative
 from device_kernels import Method, Prepare, Record
+from device_model_checks import VOCAB, small_qwen, small_t5
+from device_models import qwen_config
 
 CANDIDATES, LENGTH = 12, 5
-VOCAB, WORDS = 1000, 200  # tokens of the small models; words that actions are made of
+WORDS = 200  # that actions are made of
 Batch = tuple[Any, Any, Any]  # arguments of Policy.pack
 
 
@@ -40,25 +42,6 @@ def make_policy(config: Any, dtype: torch.dtype, *, critic: bool = False) -> Any
     tokenizer = build_tokenizer(f"w{k}" for k in range(WORDS))
     options = PolicyOptions(critic_trunk="adapter" if critic else "shared", temperature=5.0)
     return Policy(model, tokenizer, options=options)
-
-
-def small_qwen() -> Any:
-    from transformers import Qwen2Config
-
-    return Qwen2Config(
-        vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
-
-
-def small_t5() -> Any:
-    from transformers import T5Config
-
-    return T5Config(
-        vocab_size=VOCAB, d_model=256, d_kv=64, d_ff=512, num_layers=3, num_decoder_layers=3,
-        num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )  # fmt: skip
 
 
 def random_batch(policy: Any, seed: int, prompts: int, length: int, vocab: int = VOCAB) -> Batch:
@@ -160,15 +143,8 @@ def check_policy(policy: Any, name: str, report: Callable[..., None]) -> None:
 def time_graphs(record: Record) -> None:
     """Acting with Qwen2.5-0.5B's sizes in bfloat16: packing, scoring, drawing, and the actions on
     the host."""
-    from transformers import Qwen2Config
-
     spec = workloads.QWEN
-    config = Qwen2Config(
-        vocab_size=spec.vocab, hidden_size=spec.hidden, intermediate_size=4864,
-        num_hidden_layers=spec.layers, num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads, tie_word_embeddings=True,
-    )  # fmt: skip
-    policy = make_policy(config, torch.bfloat16)
+    policy = make_policy(qwen_config(), torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     by_graph = policy.options
     plainly = replace(by_graph, cuda_graphs=False)

@@ -136,14 +136,9 @@ TILES = [
 ]  # fmt: skip
 
 
-def compile_tile(_: str, __: int, shape: tuple[int, ...]) -> None:
+def compile_tile(shape: tuple[int, ...]) -> None:
     """Compile one kernel of `sweep`, in a worker process: it stays in Triton's cache on disk."""
     _gated_methods(256, [shape])[f"{shape}, group 1"]()
-
-
-def tile_tasks() -> list[tuple[str, int, Any]]:
-    """Arguments of `compile_tile`: every kernel of `sweep`."""
-    return [("tile", 896, shape) for shape in TILES]
 
 
 def _gated_methods(rows: int, shapes: list[tuple[int, ...]]) -> dict[str, Method]:

@@ -16,7 +16,26 @@ from sacglam.models.trunk import Trunk, make_trunk
 from torch import nn
 
 PROMPTS, PROMPT, VOCAB = 5, 70, 1000
-Made = tuple[nn.Module, list[nn.Parameter]]
+Made = tuple[Any, list[nn.Parameter]]  # a model wrapped by peft; what is trained
+
+
+def small_qwen() -> Any:
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+
+
+def small_t5() -> Any:
+    from transformers import T5Config
+
+    return T5Config(
+        vocab_size=VOCAB, d_model=256, d_kv=64, d_ff=512, num_layers=3, num_decoder_layers=3,
+        num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
 
 
 def _repeated_scores(rows: torch.Tensor, weight: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
@@ -67,16 +86,13 @@ def _compare(
 def check_qwen(
     report: Callable[..., None], dtype: torch.dtype, tolerance: float, shared: int = 0
 ) -> None:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
+    config = small_qwen()
     ours, stock = _pair(lambda: Qwen2ForCausalLM(config), ("q_proj", "v_proj"), dtype)
     batch = Batch(VOCAB, PROMPTS, shared=shared, length=PROMPT)
     prompts, candidates = batch.on_device()
-    base: Any = stock[0].get_base_model()  # type: ignore[operator]
+    base = stock[0].get_base_model()
     whole = torch.cat([prompts.repeat_interleave(CANDIDATES, 0), candidates[:, :-1]], 1)
     out = base.model(input_ids=whole, use_cache=False).last_hidden_state
     want = _repeated_scores(out[:, -LENGTH:], base.lm_head.weight, candidates)
@@ -86,17 +102,13 @@ def check_qwen(
 
 
 def check_t5(report: Callable[..., None], dtype: torch.dtype, tolerance: float) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import T5ForConditionalGeneration
 
-    config = T5Config(
-        vocab_size=VOCAB, d_model=256, d_kv=64, d_ff=512, num_layers=3, num_decoder_layers=3,
-        num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )  # fmt: skip
+    config = small_t5()
     ours, stock = _pair(lambda: T5ForConditionalGeneration(config), ("q", "v"), dtype)
     batch = Batch(VOCAB, PROMPTS, decoder_start=0, length=PROMPT)
     prompts, candidates = batch.on_device()
-    base: Any = stock[0].get_base_model()  # type: ignore[operator]
+    base = stock[0].get_base_model()
     encoded = base.encoder(input_ids=prompts.repeat_interleave(CANDIDATES, 0)).last_hidden_state
     first = torch.zeros_like(candidates[:, :1])
     out = base.decoder(

@@ -59,9 +59,11 @@ class Batch:
 
     def on_device(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(prompts [B, PROMPT], actions [B * A, LENGTH]) as int64 on the GPU."""
-        actions = self.actions.reshape(-1, LENGTH)
-        made = (torch.from_numpy(x).long().to(workloads.DEVICE) for x in (self.prompts, actions))
-        return tuple(made)  # type: ignore[return-value]
+        prompts, actions = torch.from_numpy(self.prompts), torch.from_numpy(self.actions)
+        return (
+            prompts.long().to(workloads.DEVICE),
+            actions.view(-1, LENGTH).long().to(workloads.DEVICE),
+        )
 
 
 def packed_loss(trunk: Trunk, forest: Forest) -> torch.Tensor:
@@ -165,18 +167,23 @@ def record_model(
         )
 
 
-def qwen_model(seed: int = 0) -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def qwen_config() -> Any:
+    from transformers import Qwen2Config
 
     spec = workloads.QWEN
-    config = Qwen2Config(
+    return Qwen2Config(
         vocab_size=spec.vocab, hidden_size=spec.hidden, intermediate_size=4864,
         num_hidden_layers=spec.layers, num_attention_heads=spec.heads,
         num_key_value_heads=spec.kv_heads, tie_word_embeddings=True,
     )  # fmt: skip
+
+
+def qwen_model(seed: int = 0) -> Any:
+    from transformers import Qwen2ForCausalLM
+
     torch.manual_seed(seed)
     with torch.device(workloads.DEVICE):
-        return Qwen2ForCausalLM(config).bfloat16().eval()
+        return Qwen2ForCausalLM(qwen_config()).bfloat16().eval()
 
 
 def time_qwen(prompts: int, ceilings: Ceilings, record: Record, *, shared: int = 0) -> None:

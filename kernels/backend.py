@@ -52,6 +52,14 @@ def last_dim_contiguous(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
+def kernel_inputs(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors as Triton kernels take them: dense last dimensions, and bfloat16 in float32 where
+    interpreted, whose bfloat16 arithmetic is silently wrong."""
+    upcast = interpreting()
+    dense = (last_dim_contiguous(t) for t in tensors)
+    return tuple(t.float() if upcast and t.dtype == torch.bfloat16 else t for t in dense)
+
+
 def empty_heads_last(heads: int, rows: int, dim: int, like: torch.Tensor) -> torch.Tensor:
     """An uninitialised [heads, rows, dim] view on memory laid out [rows, heads, dim].
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .attention_plan import AttentionPlan
-from .backend import empty_heads_last, interpreting, last_dim_contiguous
+from .backend import empty_heads_last, kernel_inputs
 
 _LOG2E = 1.4426950408889634
 
@@ -437,13 +437,6 @@ def _common(
     return constants, arrays
 
 
-def _interpretable(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The interpreter's bfloat16 arithmetic is silently wrong: run it in float32 there."""
-    if interpreting():
-        return tuple(t.float() if t.dtype == torch.bfloat16 else t for t in tensors)
-    return tensors
-
-
 def _skips(plan: AttentionPlan) -> bool:
     return plan.end is not None and plan.q_total > _SKIP_TOKENS * max(1, plan.trees)
 
@@ -463,7 +456,7 @@ def attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out [H, Tq, D], lse float32 [H, Tq]) of `attention`. `config` overrides the tile table."""
     dtype = q.dtype
-    q, k, v = (last_dim_contiguous(x) for x in _interpretable(q, k, v))
+    q, k, v = kernel_inputs(q, k, v)
     cfg = dict(config or config_for(FORWARD, q))
     block_m, block_n = cfg.pop("block_m"), cfg.pop("block_n")
     constants, arrays = _common(q, k, plan, bias)
@@ -498,7 +491,7 @@ def attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(dQ, dK, dV, dbias or None) of `attention`, in the dtypes of their inputs."""
     dtype = q.dtype
-    q, k, v, out, grad = (last_dim_contiguous(x) for x in _interpretable(q, k, v, out, grad))
+    q, k, v, out, grad = kernel_inputs(q, k, v, out, grad)
     constants, arrays = _common(q, k, plan, bias)
     heads, q_total, head_dim = q.shape
     kv_heads, k_total, _ = k.shape

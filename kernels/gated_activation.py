@@ -19,6 +19,12 @@ from .backend import Backend, use_triton
 Activation = Literal["silu", "gelu_tanh"]
 
 
+def check_activation(activation: str) -> None:
+    """Raise ValueError for an unknown activation."""
+    if activation not in ("silu", "gelu_tanh"):
+        raise ValueError(f"activation={activation!r}: need 'silu' or 'gelu_tanh'")
+
+
 def gated_activation_reference(
     gate: torch.Tensor, up: torch.Tensor, activation: Activation
 ) -> torch.Tensor:
@@ -34,8 +40,7 @@ def gated_activation(
     backend: "auto" takes Triton on CUDA and the native kernel on the CPU (float32), else plain
     torch. Raises ValueError for an unknown activation. Differentiable in gate and up.
     """
-    if activation not in ("silu", "gelu_tanh"):
-        raise ValueError(f"activation={activation!r}: need 'silu' or 'gelu_tanh'")
+    check_activation(activation)
     if gate.shape == up.shape and gate.numel():
         known = gate.dtype == up.dtype and gate.dtype != torch.float64
         if known and use_triton(backend, gate):

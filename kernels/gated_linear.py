@@ -11,7 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from .backend import Backend, use_triton
-from .gated_activation import Activation, gated_activation, gated_activation_reference
+from .gated_activation import (
+    Activation,
+    check_activation,
+    gated_activation,
+    gated_activation_reference,
+)
 
 
 def gated_linear_reference(
@@ -40,8 +45,7 @@ def gated_linear(
     if served and not needs_grad and x.numel() and use_triton(backend, x):
         from . import gated_linear_triton as kernels
 
-        if activation not in ("silu", "gelu_tanh"):
-            raise ValueError(f"activation={activation!r}: need 'silu' or 'gelu_tanh'")
+        check_activation(activation)
         return kernels.forward(x, gate_weight, up_weight, activation == "gelu_tanh")
     gate, up = F.linear(x, gate_weight), F.linear(x, up_weight)
     return gated_activation(gate, up, activation, backend=backend)

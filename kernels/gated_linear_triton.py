@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .backend import interpreting, last_dim_contiguous
+from .backend import kernel_inputs
 from .gated_activation_triton import activate
 
 # Fastest of a sweep on an H200: as fast as the two products alone by cuBLAS.
@@ -81,9 +81,7 @@ def forward(
 ) -> torch.Tensor:
     """act(x Wg^T) * (x Wu^T), [R, F] in x's dtype. `config` and `group` override the tiles."""
     dtype = x.dtype
-    x, gate_weight, up_weight = (last_dim_contiguous(t) for t in (x, gate_weight, up_weight))
-    if interpreting() and dtype == torch.bfloat16:  # its bfloat16 arithmetic is silently wrong
-        x, gate_weight, up_weight = x.float(), gate_weight.float(), up_weight.float()
+    x, gate_weight, up_weight = kernel_inputs(x, gate_weight, up_weight)
     cfg = dict(config or config_for(x))
     block_m, block_n, block_k = cfg.pop("block_m"), cfg.pop("block_n"), cfg.pop("block_k")
     rows, cols = x.shape[0], gate_weight.shape[0]

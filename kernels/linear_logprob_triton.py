@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .backend import interpreting, last_dim_contiguous
+from .backend import kernel_inputs
 
 # One tile of logits a program. Rows vary fastest over the grid, so that a tile of W is read from
 # memory once and then stays in the L2 cache for all row tiles.
@@ -154,18 +154,11 @@ def probability_kernel(
     tl.store(at, p.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-def _prepare(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Dense last dimensions; bfloat16 in float32 where interpreted (silently wrong there)."""
-    upcast = interpreting()
-    dense = (last_dim_contiguous(t) for t in tensors)
-    return tuple(t.float() if upcast and t.dtype == torch.bfloat16 else t for t in dense)
-
-
 def logsumexp_forward(
     h: torch.Tensor, weight: torch.Tensor, config: dict[str, int] | None = None
 ) -> torch.Tensor:
     """float32 [R]: log sum over the vocabulary of exp(h W^T). `config` overrides the tiles."""
-    h, weight = _prepare(h, weight)
+    h, weight = kernel_inputs(h, weight)
     cfg = dict(config or config_for(h))
     block_m, block_n, block_k = cfg.pop("block_m"), cfg.pop("block_n"), cfg.pop("block_k")
     rows, tokens = h.shape[0], weight.shape[0]
@@ -192,7 +185,7 @@ def edge_forward(
     lse: torch.Tensor,
 ) -> torch.Tensor:
     """float32 [E]: h[row] . W[token] - lse[row]."""
-    h, weight = _prepare(h, weight)
+    h, weight = kernel_inputs(h, weight)
     edges = edge_row.shape[0]
     logp = torch.empty(edges, dtype=torch.float32, device=h.device)
     edge_kernel[(triton.cdiv(edges, 4),)](
@@ -238,7 +231,7 @@ def backward(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(dh or None, dW or None), in the dtypes of h and W."""
     dtype = h.dtype
-    h, weight = _prepare(h, weight)
+    h, weight = kernel_inputs(h, weight)
     rows, tokens = h.shape[0], weight.shape[0]
     edge_row, edge_token = edge_row.long(), edge_token.long()
     row_grad = grad.new_zeros(rows).index_add_(0, edge_row, grad)

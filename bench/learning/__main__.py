@@ -16,7 +16,6 @@ from .jobs import make_jobs, run_jobs
 from .results import (
     collect_results,
     joined,
-    origin,
     read_known,
     read_runs,
     table,
@@ -56,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"--jobs is {arguments.jobs}; give at least 1", file=sys.stderr)
         return 2
     try:
-        known = {} if arguments.known is None else read_known(arguments.known, study)
+        known, origins = {}, []
+        if arguments.known is not None:
+            known, origins = read_known(arguments.known, study)
         jobs = [
             job
             for job in make_jobs(study, out, methods, arguments.seeds or [*study.seeds])
@@ -71,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     command = ["python", "-m", "bench.learning", *(sys.argv[1:] if argv is None else argv)]
     runs = joined(known, read_runs(jobs))
-    elsewhere = [] if arguments.known is None else origin(arguments.known)
-    results = collect_results(arguments.study, study, runs, shlex.join(command), elsewhere)
+    results = collect_results(arguments.study, study, runs, shlex.join(command), origins)
     if results["methods"]:
         write_results(results, out)
         draw(results, study, out / "figure.png")

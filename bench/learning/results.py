@@ -23,6 +23,7 @@ from .jobs import Job
 from .studies import Study
 
 THRESHOLDS = (0.5, 0.8, 0.9)
+_ORIGIN = ("command", "machine", "versions", "commit", "dirty", "created")
 
 
 class Run(NamedTuple):
@@ -49,8 +50,9 @@ def read_runs(jobs: Sequence[Job]) -> Runs:
     return found
 
 
-def read_known(path: Path, study: Study) -> Runs:
-    """The finished runs that a results.json holds, made perhaps on another machine.
+def read_known(path: Path, study: Study) -> tuple[Runs, list[dict[str, Any]]]:
+    """The finished runs that a results.json holds, made perhaps on another machine, and where and
+    how they were made, those too that it took over itself.
 
     Raises:
         CheckpointError: the file is no results.json of this study, or its runs had other settings.
@@ -66,16 +68,10 @@ def read_known(path: Path, study: Study) -> Runs:
                 raise CheckpointError(f"{path}: {method!r} was run with other settings")
             runs = {int(seed): _known_run(run, cpu) for seed, run in of["runs"].items()}
             found[method] = {s: r for s, r in runs.items() if r.final is not None}
+        origins = [*held.get("known", []), {name: held.get(name) for name in _ORIGIN}]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds no results of a study: {error!r}") from error
-    return found
-
-
-def origin(path: Path) -> list[dict[str, Any]]:
-    """Where and how the runs of a results.json were made, and those that it took over itself."""
-    held = json.loads(path.read_text())
-    names = ("command", "machine", "versions", "commit", "dirty", "created")
-    return [*held.get("known", []), {name: held.get(name) for name in names}]
+    return found, origins
 
 
 def _known_run(run: Mapping[str, Any], cpu: str) -> Run:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..kernels.backend import triton_available
 from .forest import Forest
 from .padding import Sizes, flat_length, forest_over, padded_sizes, write_padded
 from .scoring import Scores
@@ -191,9 +190,7 @@ def acting_graphs(policy: Policy, present: ActingGraphs | None) -> ActingGraphs 
     pass: on the CPU, by the reference attention, or without Triton, whose stand-in reads the trees
     on the host."""
     options, device = policy.options, policy.device
-    if device.type != "cuda" or not options.cuda_graphs or options.attn != "fast":
-        return None
-    if not triton_available():
+    if not options.cuda_graphs or not policy.on_gpu_kernels:
         return None
     if present is not None and present.made_for == (device, options):
         return present

@@ -141,7 +141,7 @@ def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
     """
     at = _parts(flat, sizes)
     narrow = {name: at[name].int() for name in ("pos", "end", "tree_start")}
-    encoder = {}
+    encoder: dict[str, Any] = {}
     if sizes.encoder_tokens:
         start, count = at["encoder_start"].int(), sizes.encoder_tokens
         encoder = {
@@ -166,7 +166,7 @@ def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
         leaf=None,
         table=at["table"].view(sizes.rows, sizes.columns),
         mask=at["mask"].view(sizes.rows, sizes.columns) != 0,
-        **encoder,  # type: ignore[arg-type]
+        **encoder,
     )
 
 

@@ -127,6 +127,11 @@ class Policy:
         return next(self.model.parameters()).dtype
 
     @property
+    def on_gpu_kernels(self) -> bool:
+        """Whether it computes by Triton's kernels: on CUDA, with the fast attention."""
+        return self.device.type == "cuda" and self.options.attn == "fast" and triton_available()
+
+    @property
     def is_lora(self) -> bool:
         return hasattr(self.model, "peft_config")
 
@@ -201,8 +206,8 @@ class Policy:
     def _shared_tokens(self) -> int:
         """How many tokens all of the trainer's prompts begin with, where computing them once pays:
         a GPU's kernels do, the CPU's attend tree by tree."""
-        served = self.device.type == "cuda" and self.options.attn == "fast" and triton_available()
-        return self._opening if served and self._opening >= SHARED_TOKENS else 0
+        pays = self.on_gpu_kernels and self._opening >= SHARED_TOKENS
+        return self._opening if pays else 0
 
     def _reencoded(
         self,

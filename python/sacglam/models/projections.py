@@ -127,4 +127,4 @@ class _Project(torch.autograd.Function):
 
 
 def _fours(flat: Sequence[Any]) -> list[tuple[Any, Any, Any, Any]]:
-    return [tuple(flat[i : i + 4]) for i in range(0, len(flat), 4)]  # type: ignore[misc]
+    return list(zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True))
