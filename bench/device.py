@@ -290,6 +290,7 @@ def main() -> int:
         sections[f"profile {n}"] = lambda n=n: session.result.setdefault("profiles", {}).update(
             profiles.profile_models(n)
         )
+    sections["check updates"] = lambda: training.check_updates(session.check)
     sections["check training"] = lambda: training.check_training(session.check)
     sections["training"] = lambda: training.time_training(record)
     sections["act"] = lambda: graphs.time_graphs(record)

@@ -164,7 +164,7 @@ def time_graphs(record: Record) -> None:
 
             def replay(ready: Callable[[], Method] = ready) -> Method:
                 ready()
-                return list(policy._graphs._recorded.values())[-1].replay
+                return list(policy._graphs.graphs._recorded.values())[-1].replay
 
             methods = {
                 "plain pass": lambda act=act: act(plainly),

@@ -1,14 +1,22 @@
-"""Training on the GPU: that an agent learns there, and what an update and a step of acting cost."""
+"""Training on the GPU: that updates by CUDA graphs are the plain ones, that an agent learns there,
+and what an update and a step of acting cost."""
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import device_checkout  # noqa: F401  first: it makes sacglam importable
 import device_workloads as workloads
+import torch
 from device_kernels import Record
+
+# Fills the buffer, and makes no update.
+FILLED = {"total_steps": 600, "learning_starts": 600, "eval.episodes": 1}
 
 
 def _config(out: str, **changes: Any) -> Any:
@@ -17,6 +25,54 @@ def _config(out: str, **changes: Any) -> Any:
 
     fixed = {"device": workloads.DEVICE, "out": out, "eval.interval": 0, "eval.episodes": 60}
     return TrainConfig().with_overrides({**SETTINGS, **fixed, **changes})
+
+
+def _filled(changes: Mapping[str, Any]) -> Any:
+    """A trainer whose buffer is filled."""
+    from sacglam import Trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(_config(f"{folder}/run", **FILLED, **changes))
+        trainer.train()
+    return trainer
+
+
+def _by_graphs(policy: Any, wanted: bool) -> None:
+    policy.options = replace(policy.options, cuda_graphs=wanted)
+
+
+def check_updates(report: Callable[..., None], updates: int = 24) -> None:
+    """The same batches, by graphs and plainly: losses of every update, and the parameters after."""
+    cases: dict[str, dict[str, Any]] = {
+        "tiny-llama": {},
+        "tiny-t5": {"model.id": "tiny-t5"},
+        "LoRA, the critic's adapter": {
+            "lora.r": 8, "critic.trunk": "adapter", "sac.target_policy": False, "critic_warmup": 8,
+        },
+    }  # fmt: skip
+    for name, changes in cases.items():
+        plain, _ = _updated(changes, updates, by_graphs=False)
+        graphed, graphs = _updated(changes, updates, by_graphs=True)
+        errors = {
+            part: float((graphed[part] - plain[part]).norm() / plain[part].norm()) for part in plain
+        }
+        errors["no graph"] = float(graphs == 0)
+        report("updates", f"{name}, float32, {updates} updates, {graphs} graphs", errors, 1e-2)
+
+
+def _updated(
+    changes: Mapping[str, Any], updates: int, *, by_graphs: bool
+) -> tuple[dict[str, torch.Tensor], int]:
+    """What updates leave: losses, norms and parameters; and how many graphs were recorded."""
+    trainer = _filled(changes)
+    learner = trainer.algorithm.learner
+    _by_graphs(trainer.policy, by_graphs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "no CUDA graph", RuntimeWarning)
+        found = [learner.update() for _ in range(updates)]
+    left = {name: torch.tensor([u[name] for u in found]) for name in ("critic_loss", "grad_norm")}
+    left["parameters"] = torch.cat([p.detach().flatten() for p in learner.parameters.values()])
+    return left, 0 if learner._graphs is None else len(learner._graphs)
 
 
 def check_training(report: Callable[..., None], steps: int = 5000, least: float = 0.5) -> None:
@@ -31,6 +87,7 @@ def check_training(report: Callable[..., None], steps: int = 5000, least: float 
         success = result.evaluation["success_mean"]
     case = f"playground/small, tiny-llama, {steps} steps: success {success:.3f}"
     report("training", case, {f"below {least}": max(0.0, least - success)}, 0.0)
+    print(f"{case}, {result.wall_s:.1f} s")
 
 
 # A Llama of Qwen2.5-0.5B's width and depth, over the environment's words alone.
@@ -42,17 +99,23 @@ WIDE = {
 
 def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
     """Batch of 64, 16 environments of `playground/small`."""
-    from sacglam import Trainer
-
     for name, changes in (("tiny-llama, float32", {}), ("d 896, 24 layers, LoRA, bf16", wide)):
-        with tempfile.TemporaryDirectory() as folder:
-            # No updates while the buffer is filled.
-            once = {"total_steps": 600, "learning_starts": 600, "eval.episodes": 1}
-            trainer = Trainer(_config(f"{folder}/run", **changes, **once))
-            trainer.train()
-            algorithm = trainer.algorithm
-            for case, call in (
-                ("update of 64", algorithm.learner.update),
-                ("acting step of 16", algorithm.collector.step),
-            ):
-                record("training", f"{name}: {case}", {"sacglam": call}, None, slow=True)
+        trainer = _filled(changes)
+        algorithm = trainer.algorithm
+        for case, call in (
+            ("update of 64", algorithm.learner.update),
+            ("acting step of 16", algorithm.collector.step),
+        ):
+            run = partial(_timed, trainer.policy, call)
+            for _ in range(24):  # batches differ in size: those that occur are recorded by then
+                run(True)
+            methods = {
+                "sacglam": partial(run, True),
+                "without CUDA graphs": partial(run, False),
+            }
+            record("training", f"{name}: {case}", methods, None, slow=True)
+
+
+def _timed(policy: Any, call: Callable[[], object], by_graphs: bool) -> None:
+    _by_graphs(policy, by_graphs)
+    call()

@@ -1,13 +1,14 @@
 """Acting by graphs: what is recorded when, and that a graph is used only where it is right.
 
-On the CPU a stand-in records; what CUDA itself does is tested on a GPU alone.
+What CUDA itself does is tested on a GPU alone.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,34 +20,13 @@ from sacglam.models.policy import Policy
 from sacglam.models.target import TargetParameters
 from sacglam.training.setup import wrap_model
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from recording import Recording  # noqa: E402
+
 ACTIONS = [["go", "go to", "red lion", "grasp"], ["blue", "green", "go to red"]]
 # Lengths of prompts whose forests are padded to sizes of their own.
 LENGTHS = (5, 70, 200)
-
-
-class Recording:
-    """Does what a CUDA graph does: the recorded call again, with weights and inputs where they were
-    then, into the memory of the first result; recording alone computes nothing."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model, self.made = model, 0
-
-    def __call__(self, run: Callable[[], torch.Tensor]) -> Any:
-        self.made += 1
-        weights = [p.data for p in self.model.parameters()]
-        result = torch.full_like(run(), torch.nan)
-
-        def replay() -> None:
-            present = [p.data for p in self.model.parameters()]
-            self._point_to(weights)
-            result.copy_(run())
-            self._point_to(present)
-
-        return replay, result
-
-    def _point_to(self, weights: list[torch.Tensor]) -> None:
-        for parameter, data in zip(self.model.parameters(), weights, strict=True):
-            parameter.data = data
 
 
 @pytest.fixture(params=["llama", "t5"])
@@ -99,6 +79,20 @@ def test_results_are_not_overwritten(llama: Policy):
     got = scores(graphs, first)
     scores(graphs, second)
     assert_plain(llama, got, first)
+
+
+def test_a_graph_serves_what_is_somewhat_smaller(llama: Policy):
+    graphs, recording = graphs_of(llama)
+    large = batch(llama, "a", 200, rows=6)
+    for _ in range(2):
+        scores(graphs, large)
+    for length, served in ((190, True), (170, True), (120, False), (30, False)):
+        forest = batch(llama, "go", length, rows=6)
+        found = scores(graphs, forest)
+        assert (found is not None) is served, length
+        if found is not None:
+            assert_plain(llama, found, forest)
+    assert recording.made == 1
 
 
 def test_weights_changed_in_place_are_read(policy: Policy):

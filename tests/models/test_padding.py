@@ -11,7 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sacglam._C import ForestPacker
 from sacglam.models.forest import Forest, forest_from_packed
-from sacglam.models.padding import pad_forest, padded_sizes, power_of_two, round_up
+from sacglam.models.padding import (
+    flat_length,
+    forest_over,
+    holds,
+    pad_forest,
+    padded_sizes,
+    power_of_two,
+    round_up,
+    write_padded,
+)
 
 WORDS = "a b c d e f go to red blue green lion water grasp Goal :".split()
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join)
@@ -36,6 +45,73 @@ def test_padding_leaves_scores_as_they_are(make_policy: Any, architecture: str, 
         example(LARGE)(example(SHORT)(given(batches)(lambda batch: same(policy, batch, leaves))))
     )
     check()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5"])
+def test_padding_leaves_values_as_they_are(make_policy: Any, architecture: str):
+    policy = make_policy(architecture)
+    check = settings(max_examples=15, deadline=None)(
+        example(LARGE)(example(SHORT)(given(batches)(lambda batch: same_values(policy, batch))))
+    )
+    check()
+
+
+def same_values(policy: Any, batch: list[tuple[str, list[str]]]):
+    """With leaves and as many rows as there are, Q and its gradient too."""
+    forest = policy._pack_texts(*zip(*batch, strict=True), leaves=True)
+    sizes = padded_sizes(forest, leaves=True, rows=len(batch), parts=8)
+    flat = torch.empty(flat_length(sizes), dtype=torch.int64)
+    write_padded(flat, forest, sizes)
+    padded = forest_over(flat, sizes)
+    assert padded.mask.shape[0] == len(batch)
+    assert bool((padded.read.diff() > 0).all())
+    assert holds(sizes, forest, sizes)
+    found = []
+    for made in (forest, padded):
+        scores = policy.forward(made)
+        loss = scores.entropy.mean() + scores.q.square().sum(-1).mean()
+        parameters = policy.trainable_parameters().values()
+        found.append((scores, torch.autograd.grad(loss, list(parameters), allow_unused=True)))
+    (want, gradient), (got, other) = found
+    rows, columns = forest.mask.shape
+    torch.testing.assert_close(got.q[:, :rows, :columns], want.q, rtol=1e-12, atol=1e-12)
+    assert not got.q[:, :, columns:].any()
+    for one, two in zip(gradient, other, strict=True):
+        if one is not None:
+            torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
+
+
+def test_a_forest_fits_where_its_sizes_are_a_little_smaller(make_policy: Any):
+    policy = make_policy("llama")
+
+    def packed(rows: int, leaves: bool) -> Forest:
+        return policy._pack_texts(
+            ["go to red " * 20 + f"{w} {x}" for w in WORDS for x in WORDS][:rows],
+            [["a", "a b", "c"]] * rows, leaves=leaves,
+        )  # fmt: skip
+
+    for leaves in (False, True):
+        sizes = padded_sizes(packed(48, leaves), leaves=leaves)
+        for rows, fits in (
+            (48, True),
+            (45, True),
+            (40, True),
+            (33, False),
+            (49, False),
+            (5, False),
+        ):
+            smaller = packed(rows, leaves)
+            wanted = padded_sizes(smaller, leaves=leaves)
+            assert holds(sizes, smaller, wanted) is fits, (leaves, rows)
+            if fits:
+                flat = torch.empty(flat_length(sizes), dtype=torch.int64)
+                write_padded(flat, smaller, sizes)
+                with torch.no_grad():
+                    want = policy.forward(smaller, with_q=leaves)
+                    got = policy.forward(forest_over(flat, sizes), with_q=leaves)
+                torch.testing.assert_close(got.log_pi[:rows, :3], want.log_pi)
+                if leaves:
+                    torch.testing.assert_close(got.q[:, :rows, :3], want.q)
 
 
 def same(policy: Any, batch: list[tuple[str, list[str]]], leaves: bool, within: float = 1e-12):
@@ -69,10 +145,10 @@ def test_padding_with_other_scores(make_policy: Any, options: dict[str, str]):
     same(make_policy("llama", **options), LARGE, leaves=False)
 
 
-@given(st.integers(1, 1 << 20))
-def test_sizes_waste_less_than_a_quarter(count: int):
-    size = round_up(count)
-    assert count <= size < max(1.25 * count, count + 64)
+@given(st.integers(1, 1 << 20), st.sampled_from([4, 8]))
+def test_sizes_waste_less_than_a_quarter_or_an_eighth(count: int, parts: int):
+    size = round_up(count, parts)
+    assert count <= size < max((1 + 1 / parts) * count, count + 64)
     assert size % 64 == 0
     assert count <= power_of_two(count) < max(2 * count, 17)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sacglam import Trainer
-from sacglam.training import learner as learner_module
+from sacglam.training import objective as objective_module
 from sacglam.training.sac import SacAlgorithm
 
 GAMMA, ALPHA = 0.8, 0.3
@@ -129,7 +129,9 @@ def test_targets_of_hand_made_episodes(algorithm: SacAlgorithm, monkeypatch: pyt
         return kept
 
     monkeypatch.setattr(algorithm.buffer, "sample", keep("batch", algorithm.buffer.sample))
-    monkeypatch.setattr(learner_module.sac, "td_target", keep("y", learner_module.sac.td_target))
+    monkeypatch.setattr(
+        objective_module.sac, "td_target", keep("y", objective_module.sac.td_target)
+    )
     names = ("reach the end", "see start", "see middle")
     goals = {algorithm.texts.goal(name): name for name in names}
 

@@ -1,4 +1,4 @@
-"""Acting by CUDA graphs: the pass that scores candidates, recorded once for each size of forest.
+"""Passes over a forest by CUDA graphs, each recorded once for each size of forest; acting by them.
 
 A model of half a billion parameters needs a thousand kernel launches a pass, which take longer than
 the work itself for a few prompts. A graph launches them at once. It reads its inputs where they
@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from .forest import Forest
-from .padding import Sizes, flat_length, forest_over, padded_sizes, write_padded
+from .padding import Sizes, flat_length, forest_over, holds, padded_sizes, write_padded
 from .scoring import Scores
 
 if TYPE_CHECKING:
@@ -32,60 +34,86 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 LIMIT = 16  # graphs kept
 
 
-class _Inputs:
-    """Where a graph's inputs are, and the pinned memory from which one copy moves them there."""
+class Padding(NamedTuple):
+    """How forests are enlarged: arguments of `padded_sizes`."""
 
-    def __init__(self, sizes: Sizes, device: torch.device) -> None:
+    leaves: bool = False
+    rows: int | None = None
+    parts: int = 4
+
+
+class _Inputs:
+    """Where a graph's inputs are, and the pinned memory from which copies move them there."""
+
+    def __init__(self, sizes: Sizes, numbers: int, device: torch.device) -> None:
         self.sizes = sizes
         self.flat = torch.empty(flat_length(sizes), dtype=torch.int64, device=device)
-        self._staging = torch.empty(
-            self.flat.shape, dtype=torch.int64, pin_memory=self.flat.is_cuda
-        )
+        self.numbers = torch.empty(numbers, dtype=torch.float64, device=device)
+        pinned = device.type == "cuda"
+        self._staged = [
+            torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned)
+            for x in (self.flat, self.numbers)
+        ]
 
-    def write(self, forest: Forest) -> None:
+    def write(self, forest: Forest, numbers: npt.NDArray[np.float64]) -> None:
         """The staging memory is free: whatever was computed from it has been read."""
-        write_padded(self._staging, forest, self.sizes)
-        self.flat.copy_(self._staging, non_blocking=True)
+        flat, staged = self._staged
+        write_padded(flat, forest, self.sizes)
+        self.flat.copy_(flat, non_blocking=True)
+        if len(numbers):
+            staged.numpy()[:] = numbers
+            self.numbers.copy_(staged, non_blocking=True)
 
 
 class _Recorded(NamedTuple):
-    """A graph, its inputs, and the memory of its result, float [3, B, A]."""
+    """A graph, its inputs, and the memory of its result."""
 
     inputs: _Inputs
     replay: Replay
     result: Tensor
 
 
-class ActingGraphs:
-    """The policy's pass without Q and gradients, by graphs where they apply.
+_NO_NUMBERS = np.empty(0)
 
-    A size is recorded the second time it is seen. Each time that a size has been recorded doubles
-    how often it must be seen before it is recorded again, so that sizes that push one another out,
-    or weights that are moved about, cost little.
+
+class Graphs:
+    """A call over forests, by graphs where they apply.
+
+    A size is recorded the second time it is seen, unless a graph of another size serves. Each time
+    that a size has been recorded doubles how often it must be seen before it is recorded again, so
+    that sizes that push one another out, or weights that are moved about, cost little.
 
     Args:
-        forward: the plain pass, Scores without Q.
-        model: whose weights it reads.
+        call: (forest, numbers) to a tensor, on the device: what is recorded. `numbers` float64 is
+            what changes from call to call beside the forest.
+        model: the model that it runs.
         capture: records calls; CudaCapture on a GPU.
-        adapter: peft's adapter that `forward` itself makes the active one, if it does.
-        made_for: what else `forward` depends on, for whoever keeps the graphs to compare.
+        doing: what the call is for, in a warning.
+        reads: tensors that it reads beside the model's parameters and buffers.
+        adapter: peft's adapter that the call itself makes the active one, if it does.
+        padding: how forests are enlarged.
+        numbers: how many numbers go with a forest.
         limit: graphs kept; the one not used for longest is dropped.
     """
 
     def __init__(
         self,
-        forward: Callable[[Forest], Scores],
+        call: Callable[[Forest, Tensor], Tensor],
         model: nn.Module,
         capture: Capture,
         *,
+        doing: str,
+        reads: Iterable[Tensor] = (),
         adapter: str | None = None,
-        made_for: Hashable = None,
+        padding: Padding = Padding(),  # noqa: B008  a constant
+        numbers: int = 0,
         limit: int = LIMIT,
     ) -> None:
-        self._forward, self._model, self._capture = forward, model, capture
-        self._adapter, self._limit, self.made_for = adapter, limit, made_for
-        self._weights = [*model.parameters(), *model.buffers()]
-        self._device = self._weights[0].device
+        self._call, self._model, self._capture, self._doing = call, model, capture, doing
+        self._adapter, self._padding, self._limit = adapter, padding, limit
+        self._numbers = numbers
+        self._read = [*model.parameters(), *model.buffers(), *reads]
+        self._device = self._read[0].device
         self._tuner: Any = next((m for m in model.modules() if hasattr(m, "merged_adapters")), None)
         self._recorded: OrderedDict[Sizes, _Recorded] = OrderedDict()
         self._state: Hashable = None
@@ -93,10 +121,11 @@ class ActingGraphs:
         self._wanted: dict[Sizes, int] = {}  # how often it must be seen
         self._failed = False
 
-    def scores(self, forest: Forest) -> Scores | None:
-        """The scores of a forest, both on the CPU; None where the plain pass must run.
+    def run(self, forest: Forest, numbers: npt.NDArray[np.float64] = _NO_NUMBERS) -> Tensor | None:
+        """The call's result for a forest on the CPU; None where the call itself must run.
 
-        Reading them is the only synchronisation.
+        Graphs share memory: the result must be read before another one runs. Nothing waits for the
+        device.
         """
         if self._failed or forest.ids.device.type != "cpu" or not self._applies():
             return None
@@ -104,23 +133,19 @@ class ActingGraphs:
         if state != self._state:  # a graph would read memory that weights have left
             self.clear()
             self._state = state
-        sizes = padded_sizes(forest)
-        recorded = self._recorded.get(sizes)
-        if recorded is None:
-            if not self._due(sizes):
-                return None
-            recorded = self._record(sizes, forest)
-            if recorded is None:
-                return None
-        else:
+        wanted = padded_sizes(forest, **self._padding._asdict())
+        sizes = self._serving(forest, wanted)
+        if sizes is not None:
             self._recorded.move_to_end(sizes)
-            recorded.inputs.write(forest)
+            recorded = self._recorded[sizes]
+            recorded.inputs.write(forest, numbers)
+        else:
+            made = self._record(wanted, forest, numbers) if self._due(wanted) else None
+            if made is None:
+                return None
+            recorded = made
         recorded.replay()
-        rows, columns = forest.mask.shape
-        # Graphs share memory: the result must be read before another one runs.
-        values = recorded.result.to("cpu", copy=True)[:, :rows, :columns]
-        log_prob, log_pi, pi = values.unbind(0)
-        return Scores(log_prob=log_prob, log_pi=log_pi, pi=pi, q=None, mask=forest.mask)
+        return recorded.result
 
     def clear(self) -> None:
         """Forget all graphs."""
@@ -129,8 +154,15 @@ class ActingGraphs:
     def __len__(self) -> int:
         return len(self._recorded)
 
+    def _serving(self, forest: Forest, wanted: Sizes) -> Sizes | None:
+        """The recorded size that serves a forest best, if any does."""
+        if wanted in self._recorded:
+            return wanted
+        found = (sizes for sizes in self._recorded if holds(sizes, forest, wanted))
+        return min(found, key=lambda sizes: sizes.tokens + sizes.encoder_tokens, default=None)
+
     def _applies(self) -> bool:
-        """Whether the pass is the one that was or would be recorded."""
+        """Whether the call is the one that was or would be recorded."""
         return not (
             self._model.training
             or torch.is_inference_mode_enabled()
@@ -143,55 +175,98 @@ class ActingGraphs:
         adapters: Hashable = self._adapter
         if adapters is None and self._tuner is not None:
             adapters = tuple(self._tuner.active_adapters)
-        return adapters, tuple(map(Tensor.data_ptr, self._weights))
+        return adapters, tuple(map(Tensor.data_ptr, self._read))
 
     def _due(self, sizes: Sizes) -> bool:
         self._seen[sizes] = self._seen.get(sizes, 0) + 1
         return self._seen[sizes] >= self._wanted.get(sizes, 2)
 
-    def _record(self, sizes: Sizes, forest: Forest) -> _Recorded | None:
+    def _record(
+        self, sizes: Sizes, forest: Forest, numbers: npt.NDArray[np.float64]
+    ) -> _Recorded | None:
         self._wanted[sizes] = 2 * self._wanted.get(sizes, 2)
         self._seen[sizes] = 0
         try:
-            made = self._try_record(sizes, forest)
-        except Exception as error:  # whatever it is, the plain pass is right
+            inputs = _Inputs(sizes, self._numbers, self._device)
+            inputs.write(forest, numbers)
+            # The forest is made anew, so that its tables of tiles are made by the graph.
+            replay, result = self._capture(
+                lambda: self._call(forest_over(inputs.flat, sizes), inputs.numbers)
+            )
+        except Exception as error:  # whatever it is, the call without a graph is right
             self._failed = True
             self.clear()
             reason = str(error).strip().splitlines() or [""]
             warnings.warn(
-                f"no CUDA graph could be recorded ({type(error).__name__}: {reason[0]}): acting "
-                "goes on without graphs, which is slower for few prompts; --model.cuda-graphs "
-                "false does without them from the start",
+                f"no CUDA graph could be recorded ({type(error).__name__}: {reason[0]}): "
+                f"{self._doing} goes on without graphs, which is slower for few prompts; "
+                "--model.cuda-graphs false does without them from the start",
                 RuntimeWarning,
                 stacklevel=5,
             )
             return None
-        self._recorded[sizes] = made
+        self._recorded[sizes] = made = _Recorded(inputs, replay, result)
         if len(self._recorded) > self._limit:
             self._recorded.popitem(last=False)
         return made
 
-    def _try_record(self, sizes: Sizes, forest: Forest) -> _Recorded:
-        inputs = _Inputs(sizes, self._device)
-        inputs.write(forest)
 
-        def run() -> Tensor:
-            # The forest is made anew, so that its tables of tiles are made by the graph.
-            scores = self._forward(forest_over(inputs.flat, sizes))
-            return torch.stack([scores.log_prob, scores.log_pi, scores.pi])
+class ActingGraphs:
+    """The policy's pass without Q and gradients, by graphs where they apply.
 
-        with torch.no_grad():
-            replay, result = self._capture(run)
-        return _Recorded(inputs, replay, result)
+    Args:
+        forward: the plain pass, Scores without Q.
+        made_for: what else `forward` depends on, for whoever keeps the graphs to compare.
+        model, capture, adapter, limit: see `Graphs`.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Forest], Scores],
+        model: nn.Module,
+        capture: Capture,
+        *,
+        adapter: str | None = None,
+        made_for: Hashable = None,
+        limit: int = LIMIT,
+    ) -> None:
+        self.made_for = made_for
+
+        def call(forest: Forest, _: Tensor) -> Tensor:
+            with torch.no_grad():
+                scores = forward(forest)
+                return torch.stack([scores.log_prob, scores.log_pi, scores.pi])
+
+        self.graphs = Graphs(call, model, capture, doing="acting", adapter=adapter, limit=limit)
+
+    def scores(self, forest: Forest) -> Scores | None:
+        """The scores of a forest, both on the CPU; None where the plain pass must run.
+
+        Reading them is the only synchronisation.
+        """
+        result = self.graphs.run(forest)
+        if result is None:
+            return None
+        rows, columns = forest.mask.shape
+        log_prob, log_pi, pi = result.to("cpu", copy=True)[:, :rows, :columns].unbind(0)
+        return Scores(log_prob=log_prob, log_pi=log_pi, pi=pi, q=None, mask=forest.mask)
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+
+def graphs_serve(policy: Policy) -> bool:
+    """Whether a policy may compute by graphs: not on the CPU, by the reference attention, or
+    without Triton, whose stand-in reads the trees on the host."""
+    return policy.options.cuda_graphs and policy.on_gpu_kernels
 
 
 def acting_graphs(policy: Policy, present: ActingGraphs | None) -> ActingGraphs | None:
     """The graphs of a policy as it is now, `present` if they serve; None where it acts by the plain
-    pass: on the CPU, by the reference attention, or without Triton, whose stand-in reads the trees
-    on the host."""
-    options, device = policy.options, policy.device
-    if not options.cuda_graphs or not policy.on_gpu_kernels:
+    pass."""
+    if not graphs_serve(policy):
         return None
+    options, device = policy.options, policy.device
     if present is not None and present.made_for == (device, options):
         return present
     return ActingGraphs(

@@ -26,11 +26,13 @@ _ALIGN = 16
 
 
 class Sizes(NamedTuple):
-    """The sizes of a padded forest, of which equal ones share a graph. Every node that is read is
-    a head row, and as many edges are held as entries of the candidates' paths."""
+    """The sizes of a padded forest, of which equal ones share a graph. As many edges are held as
+    entries of the candidates' paths."""
 
     tokens: int  # T
-    heads: int  # nodes whose next-token law is needed
+    read: int  # R
+    heads: int  # nodes whose next-token law is needed; all that are read if there are no leaves
+    leaves: bool  # whether candidates' last tokens are read too
     path_edges: int  # entries of all candidates' paths
     candidates: int  # C
     rows: int  # B
@@ -44,10 +46,11 @@ class Sizes(NamedTuple):
         return self.rows + 1 + max(self.tokens, self.encoder_tokens) // _TREE_TOKENS
 
 
-def round_up(count: int) -> int:
-    """The next of 2^k * {1, 1.25, 1.5, 1.75}, less than a quarter more. Below 256 the next multiple
-    of 64, since a GPU's products take as long. For sizes that cost time."""
-    step = max(64, 1 << max(0, (count - 1).bit_length() - 3))
+def round_up(count: int, parts: int = 4) -> int:
+    """The next of 2^k * {1, 1 + 1/parts, ..., 2 - 1/parts}, less than 1/parts more. Where that is
+    finer, the next multiple of 64, since a GPU's products take as long. For sizes that cost
+    time; parts is a power of two."""
+    step = max(64, 1 << max(0, (count - 1).bit_length() - parts.bit_length()))
     return -(-count // step) * step
 
 
@@ -56,29 +59,65 @@ def power_of_two(count: int) -> int:
     return max(16, 1 << (count - 1).bit_length())
 
 
-def padded_sizes(forest: Forest) -> Sizes:
-    """The sizes that a forest is padded to. Few are chosen freely, so that few graphs are made."""
+def padded_sizes(
+    forest: Forest, *, leaves: bool = False, rows: int | None = None, parts: int = 4
+) -> Sizes:
+    """The sizes that a forest is padded to. Few are chosen freely, so that few graphs are made.
+
+    Args:
+        leaves: keep what the critic's heads read; else the policy alone is asked.
+        rows: the number of rows, if it is to be exact.
+        parts: see `round_up`.
+    """
+    if leaves and forest.leaf is None:
+        raise ValueError("the forest was packed without leaves")
     nodes, heads = forest.ids.shape[0], forest.head_rows.shape[0]
-    # Added head rows are added tokens, so that the rows that are read rise, and are as many as the
+    read = forest.read.shape[0] if leaves else heads
+    # Added rows that are read are added tokens, so that these rows rise, and are as many as the
     # tokens only if they are the tokens: a trunk tells from their number which ones it has.
-    padded_heads = round_up(heads)
-    tokens = round_up(nodes + padded_heads - heads)
-    if heads == nodes:
-        padded_heads = tokens
+    padded_read = round_up(read, parts)
+    tokens = round_up(nodes + padded_read - read, parts)
+    if read == nodes:
+        padded_read = tokens
     paths, candidates = forest.path_edges.shape[0], forest.num_candidates
     # A padding candidate's path should not grow long: a kernel walks along it.
     padded_candidates = power_of_two(candidates + math.ceil(paths / 8))
-    rows, columns = forest.mask.shape
-    encoder = 0 if forest.encoder_ids is None else round_up(forest.encoder_ids.shape[0])
+    columns = forest.mask.shape[1]
+    encoder = 0 if forest.encoder_ids is None else round_up(forest.encoder_ids.shape[0], parts)
     return Sizes(
         tokens=tokens,
-        heads=padded_heads,
+        read=padded_read,
+        heads=round_up(heads, parts) if leaves else padded_read,
+        leaves=leaves,
         path_edges=power_of_two(paths + padded_candidates - candidates),
         candidates=padded_candidates,
-        rows=power_of_two(rows),
+        rows=power_of_two(forest.num_rows) if rows is None else rows,
         columns=power_of_two(columns),
         encoder_tokens=encoder,
         prefix=forest.plan.prefix,
+    )
+
+
+def holds(sizes: Sizes, forest: Forest, wanted: Sizes) -> bool:
+    """Whether a forest fits into `sizes` and wastes little there, compared with the sizes that it
+    would choose, `wanted`."""
+    nodes, paths = forest.ids.shape[0], forest.path_edges.shape[0]
+    read = forest.read.shape[0] if sizes.leaves else forest.head_rows.shape[0]
+    more_candidates = sizes.candidates - forest.num_candidates
+    alike = ("leaves", "prefix", "rows")
+    costly = ("tokens", "read", "heads", "encoder_tokens")
+    return (
+        all(getattr(sizes, name) == getattr(wanted, name) for name in alike)
+        and all(getattr(sizes, name) <= 1.3 * getattr(wanted, name) for name in costly)
+        and sizes.read >= read
+        and sizes.tokens >= nodes + sizes.read - read
+        and (sizes.read == sizes.tokens) == (read == nodes)
+        and sizes.heads >= forest.head_rows.shape[0]
+        and sizes.encoder_tokens >= (0 if forest.encoder_ids is None else len(forest.encoder_ids))
+        and sizes.columns >= forest.mask.shape[1]
+        and more_candidates >= 0
+        # A padding candidate has at least one edge, and few.
+        and more_candidates <= sizes.path_edges - paths <= 16 * more_candidates
     )
 
 
@@ -91,11 +130,13 @@ def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
     """Write a forest, padded, to `flat`, int64 [flat_length(sizes)]; both on the CPU.
 
     What is added: trees of tokens that see themselves alone; edges from head row 0 to token 0, and
-    candidates of these in the added trees; rows and columns without candidates.
+    candidates of these in the added trees, their leaves the first row that is read; rows and
+    columns without candidates.
     """
     at = _parts(flat.numpy(), sizes)  # NumPy's small assignments take a third of torch's time
     plan, candidates = forest.plan, forest.num_candidates
-    nodes, heads, paths = (len(x) for x in (forest.ids, forest.head_rows, forest.path_edges))
+    nodes, paths = len(forest.ids), len(forest.path_edges)
+    read = forest.read if sizes.leaves else forest.read[forest.head_rows]
     assert plan.end is not None
 
     def put(name: str, values: Tensor, rest: npt.NDArray[np.int64] | int = 0) -> None:
@@ -113,7 +154,11 @@ def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
     put("end", plan.end, np.arange(nodes + 1, sizes.tokens + 1))
     at["end"][: sizes.prefix] = sizes.tokens  # padding continues it too
     put("tree_start", plan.q_start, spread(nodes, sizes.tokens, trees))
-    put("read", forest.read[forest.head_rows], np.arange(nodes, nodes + sizes.heads - heads))
+    put("read", read, np.arange(nodes, nodes + sizes.read - len(read)))
+    if sizes.leaves:
+        assert forest.leaf is not None
+        put("head_rows", forest.head_rows)
+        put("leaf", forest.leaf)
     put("edge_row", forest.edge_row)
     put("edge_token", forest.edge_token)
     put("path_offsets", forest.path_offsets, spread(paths, sizes.path_edges, more_candidates))
@@ -157,13 +202,13 @@ def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
             narrow["end"], narrow["tree_start"], prefix=sizes.prefix, pos=narrow["pos"]
         ),
         read=at["read"],
-        head_rows=torch.arange(sizes.heads, device=flat.device),
+        head_rows=at["head_rows"] if sizes.leaves else torch.arange(sizes.read, device=flat.device),
         edge_row=at["edge_row"],
         edge_token=at["edge_token"],
         path_offsets=at["path_offsets"],
         path_edges=at["path_edges"],
         candidate_offsets=at["candidate_offsets"],
-        leaf=None,
+        leaf=at["leaf"] if sizes.leaves else None,
         table=at["table"].view(sizes.rows, sizes.columns),
         mask=at["mask"].view(sizes.rows, sizes.columns) != 0,
         **encoder,
@@ -186,7 +231,7 @@ def _lengths(sizes: Sizes) -> dict[str, int]:
         "pos": sizes.tokens,
         "end": sizes.tokens,
         "tree_start": sizes.trees + 1,
-        "read": sizes.heads,
+        "read": sizes.read,
         "edge_row": sizes.path_edges,
         "edge_token": sizes.path_edges,
         "path_offsets": sizes.candidates + 1,
@@ -195,6 +240,9 @@ def _lengths(sizes: Sizes) -> dict[str, int]:
         "table": sizes.rows * sizes.columns,
         "mask": sizes.rows * sizes.columns,
     }
+    if sizes.leaves:
+        lengths["head_rows"] = sizes.heads
+        lengths["leaf"] = sizes.candidates
     if sizes.encoder_tokens:
         lengths["encoder_ids"] = sizes.encoder_tokens
         lengths["encoder_pos"] = sizes.encoder_tokens

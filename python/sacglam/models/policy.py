@@ -104,8 +104,8 @@ class Policy:
         self.heads.to(device=self.device, dtype=torch.promote_types(self.dtype, torch.float32))
         self.packer = ForestPacker(self.trunk.decoder_start)
         self._sets: dict[tuple[str, ...], int] = {}
-        self._reencodes = self.options.critic == "reencode" and self.trunk.encoder_decoder
-        if self._reencodes:  # its rows have their action in the prompt, and nothing to choose
+        self.reencodes = self.options.critic == "reencode" and self.trunk.encoder_decoder
+        if self.reencodes:  # its rows have their action in the prompt, and nothing to choose
             self._sets[()] = 0
             self.packer.add_set(0, np.zeros(1, dtype=np.int32), np.array([0, 1], dtype=np.int64))
         self._opening = len(self.codec.opening())
@@ -194,12 +194,12 @@ class Policy:
         rows: pack only these prompts of the batch.
         device: where the forest is made; None: where the policy is. For `choose`, the CPU.
         """
-        kept = leaves and not self._reencodes and self.options.critic != "value"
+        kept = leaves and not self.reencodes and self.options.critic != "value"
         shared = self._shared_tokens()
         packed = self.packer.pack(prompts, offsets, sets, kept, rows, shared)
         forest = forest_from_packed(packed, self.device if device is None else device)
         self.trunk.check_length(forest)
-        if leaves and self._reencodes:
+        if leaves and self.reencodes:
             forest = replace(forest, reencoded=self._reencoded(prompts, offsets, sets, rows))
         return forest
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,17 +10,17 @@ from torch import Tensor
 
 from ..algorithms import sac
 from ..config import TrainConfig
-from ..models.forest import Forest
 from ..models.policy import Policy
-from ..models.scoring import Scores
 from ..models.target import TargetParameters
-from ..replay import ReplayBuffer
+from ..replay import Batch, ReplayBuffer
+from .objective import STATISTICS, Rows, SacObjective
 from .optimiser import Optimiser, check_finite
 from .texts import ReplayTexts
+from .update_graphs import UpdateGraphs, update_graphs
 
 
 class Learner:
-    """Samples, computes the targets and losses, and steps the optimiser.
+    """Samples, lets the objective compute targets, losses and gradient, and steps the optimiser.
 
     Args:
         policy: the policy that is trained.
@@ -38,6 +37,8 @@ class Learner:
         self.updates = 0
         self.optimiser = Optimiser(self.parameters, config)
         self.optimizer = self.optimiser.adam
+        self.objective = SacObjective(policy, self.target, self.optimiser, config)
+        self._graphs: UpdateGraphs | None = None
         start = math.log(max(config.sac.alpha, 1e-8))
         self.log_alpha = torch.tensor(start, device=policy.device, requires_grad=True)
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=config.sac.alpha_lr)
@@ -61,74 +62,73 @@ class Learner:
         beta += (1.0 - beta) * min(1.0, self.updates / due)
         batch = self.buffer.sample(config.optim.batch_size, beta=beta)
         alpha = self.alpha
+        self._graphs = update_graphs(self.objective, self.policy, self._graphs)
+        self._bootstrap(batch, alpha)
+        mask, report = self._gradient(batch, alpha)
 
-        def tensor(array: Any) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        discount = tensor(batch.discount)
-        value = torch.zeros_like(discount)
-        alive = np.flatnonzero(batch.discount)  # nothing is bootstrapped where the goal was reached
-        if len(alive):
-            next_forest = self.policy.pack(
-                batch.next_prompt_ids,
-                batch.next_prompt_offsets,
-                self.texts.policy_sets(batch.next_candidates),
-                rows=alive,
-            )
-            value[tensor(alive)] = self._next_value(next_forest, alpha).to(value.dtype)
-        y = sac.td_target(tensor(batch.n_step_return), discount, value)
-
-        forest = self.policy.pack(
-            batch.prompt_ids, batch.prompt_offsets, self.texts.policy_sets(batch.candidates)
-        )
-        scores = self.policy.forward(forest)
-        assert scores.q is not None
-        weight = tensor(batch.weight)
-        action = tensor(batch.action.astype(np.int64))
-        critic_loss, td_error = sac.critic_loss(
-            scores.q, action, y, weight, huber=config.critic.huber
-        )
-        prior = self.policy.prior(forest).log_pi if config.sac.prior else None
-        actor_loss = sac.actor_loss(
-            scores.pi, scores.log_pi, scores.q, alpha, weight, log_prior=prior
-        )
-        loss = critic_loss
-        if self.updates >= config.critic_warmup:
-            loss = loss + config.optim.actor_weight * actor_loss
-        norm = self.optimiser.gradient(loss)
-
-        q_chosen = scores.q.detach().min(0).values.gather(-1, action[:, None])
-        names = ("critic_loss", "actor_loss", "grad_norm", "grad_clipped", "entropy", "q_mean",
-                 "target_mean", "td_error")  # fmt: skip
-        stats = [critic_loss, actor_loss, norm, norm > config.optim.grad_clip,
-                 scores.entropy.mean(), q_chosen.mean(), y.mean(), td_error.mean()]  # fmt: skip
-        values = torch.stack([x.detach().double() for x in stats]).tolist()  # one synchronisation
-        metrics = dict(zip(names, values, strict=True))
+        report = report.cpu()  # the only synchronisation
+        count, rows = len(STATISTICS), config.optim.batch_size
+        metrics = dict(zip(STATISTICS, report[:count].tolist(), strict=True))
         check_finite(metrics, self.updates, huber=True)
+        td_error, entropy = report[count:].split(rows)
 
         if config.replay.sampling == "prioritised":
-            self.buffer.update_priorities(batch.key, td_error.float().cpu().numpy())
+            self.buffer.update_priorities(batch.key, td_error.float().numpy())
         self.optimiser.step(self.updates, self.updates / due)
         self.target.update(config.sac.target_rate)
         if config.sac.learn_alpha:
             self.alpha_optimizer.zero_grad(set_to_none=True)
             sac.temperature_loss(
-                self.log_alpha, scores.entropy, scores.mask, config.sac.entropy_share
+                self.log_alpha,
+                entropy.to(self.log_alpha),
+                mask.to(device),
+                config.sac.entropy_share,
             ).backward()
             self.alpha_optimizer.step()
         self.updates += 1
         return {**metrics, "alpha": alpha}
 
-    def _next_value(self, forest: Forest, alpha: float) -> Tensor:
-        """V(p_{t+m}) with the target's Q and the current policy (or the target's)."""
-        with self.target.applied():
-            target: Scores = self.policy.forward(forest)
-        assert target.q is not None
-        with torch.no_grad():
-            current = target
-            if not self.config.sac.target_policy:
-                current = self.policy.forward(forest, with_q=False)
-            if self.config.sac.prior:
-                prior = self.policy.prior(forest).log_pi
-                return sac.soft_value_with_prior(current.pi, current.log_pi, prior, target.q, alpha)
-            return sac.soft_value(current.pi, current.log_pi, target.q, alpha)
+    def _bootstrap(self, batch: Batch, alpha: float) -> None:
+        """Set the objective's values of the next prompts."""
+        alive = np.flatnonzero(batch.discount)  # nothing is bootstrapped where the goal was reached
+        if not len(alive):
+            self.objective.value.zero_()
+            return
+        forest = self.policy.pack(
+            batch.next_prompt_ids,
+            batch.next_prompt_offsets,
+            self.texts.policy_sets(batch.next_candidates),
+            rows=alive,
+            device=self._packed_on,
+        )
+        if self._graphs is None or not self._graphs.bootstrap(forest, alive, alpha):
+            device = self.policy.device
+            rows = torch.from_numpy(alive).to(device)
+            self.objective.bootstrap(forest.to(device), rows, alpha)
+
+    def _gradient(self, batch: Batch, alpha: float) -> tuple[Tensor, Tensor]:
+        """Set the gradient; which candidates exist, bool [B, A], and the objective's report."""
+        forest = self.policy.pack(
+            batch.prompt_ids,
+            batch.prompt_offsets,
+            self.texts.policy_sets(batch.candidates),
+            device=self._packed_on,
+        )
+        with_actor = self.updates >= self.config.critic_warmup
+        report = None
+        if self._graphs is not None:
+            report = self._graphs.gradient(forest, batch, alpha, with_actor=with_actor)
+        if report is None:
+            device = self.policy.device
+            arrays = (batch.n_step_return, batch.discount, batch.weight)
+            rows = Rows(
+                *(torch.from_numpy(x).to(device) for x in arrays),
+                torch.from_numpy(batch.action.astype(np.int64)).to(device),
+            )
+            report = self.objective.gradient(forest.to(device), rows, alpha, with_actor=with_actor)
+        return forest.mask, report
+
+    @property
+    def _packed_on(self) -> str | None:
+        """Where forests are made: where the policy is, unless a graph takes them from the CPU."""
+        return None if self._graphs is None else "cpu"
