@@ -48,15 +48,21 @@ class Repeated:
     """B prompts x up to A candidates as N padded rows, one a candidate."""
 
     ids: Tensor  # [N, L], the prompt (and for causal models its candidate)
-    mask: Tensor  # [N, L]
+    filled: Tensor  # [N, L]
     tokens: Tensor  # [N, l], the candidate
     used: Tensor  # [N, l]
     before: Tensor  # [N], place in L of the last token before the candidate
-    present: Tensor  # bool [B, A]
+    mask: Tensor  # bool [B, A]
+
+    def to(self, device: torch.device) -> Repeated:
+        assert device.type == "cpu"
+        return self
 
 
 class RepeatedPolicy:
     """What the learner needs of a policy, computed by a stock model over repeated prompts."""
+
+    on_gpu_kernels = False
 
     def __init__(self, policy: Policy, folder: str) -> None:
         self.model, _ = load_language_model(folder)
@@ -83,11 +89,11 @@ class RepeatedPolicy:
         each = [self._tokens[int(sets[b])] for b in where]
         pairs = [(p, c) for p, cs in zip(texts, each, strict=True) for c in cs]
         encoder = self.model.config.is_encoder_decoder
-        ids, mask = _pad([p if encoder else p + c for p, c in pairs])
+        ids, filled = _pad([p if encoder else p + c for p, c in pairs])
         tokens, used = _pad([c for _, c in pairs])
         most = max(map(len, each))
         return Repeated(
-            ids, mask, tokens, used,
+            ids, filled, tokens, used,
             torch.tensor([len(p) - 1 for p, _ in pairs]),
             torch.arange(most) < torch.tensor([len(cs) for cs in each])[:, None],
         )  # fmt: skip
@@ -99,26 +105,24 @@ class RepeatedPolicy:
         if self.model.config.is_encoder_decoder:
             start = torch.full((n, 1), self.model.config.decoder_start_token_id)
             out = self.model(
-                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False,
+                input_ids=batch.ids, attention_mask=batch.filled, use_cache=False,
                 decoder_input_ids=torch.cat([start, batch.tokens], 1), output_hidden_states=True,
             )  # fmt: skip
             logits, leaf = out.logits[:, :-1], out.decoder_hidden_states[-1][row, last]
         else:
             hidden = self.model.model(
-                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+                input_ids=batch.ids, attention_mask=batch.filled, use_cache=False
             ).last_hidden_state
             where = batch.before[:, None] + torch.arange(length)
             rows = hidden[row[:, None], where.clamp(max=hidden.shape[1] - 1)]
             logits, leaf = self.model.lm_head(rows), hidden[row, batch.before + last]
         found = logits.log_softmax(-1).gather(-1, batch.tokens[..., None]).squeeze(-1)
-        score = _table((found * batch.used).sum(-1), batch.present)
-        log_pi = score.masked_fill(~batch.present, -torch.inf).log_softmax(-1)
+        score = _table((found * batch.used).sum(-1), batch.mask)
+        log_pi = score.masked_fill(~batch.mask, -torch.inf).log_softmax(-1)
         q = None
         if with_q:
-            q = torch.stack([_table(values, batch.present) for values in self.heads(leaf)])
-        return Scores(
-            score, log_pi.masked_fill(~batch.present, 0.0), log_pi.exp(), q, batch.present
-        )
+            q = torch.stack([_table(values, batch.mask) for values in self.heads(leaf)])
+        return Scores(score, log_pi.masked_fill(~batch.mask, 0.0), log_pi.exp(), q, batch.mask)
 
     def _acting_scores(self, batch: Repeated) -> Scores:
         with torch.no_grad():

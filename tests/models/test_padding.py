@@ -96,7 +96,7 @@ def test_a_forest_fits_where_its_sizes_are_a_little_smaller(make_policy: Any):
             (48, True),
             (45, True),
             (40, True),
-            (33, False),
+            (24, False),
             (49, False),
             (5, False),
         ):

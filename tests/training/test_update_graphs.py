@@ -32,7 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
     "the online policy at s', batch of 24": {
         "sac.target_policy": False, "optim.batch_size": 24, "critic.gradient": False,
     },
-    "raw logits": {"score": "raw_logit"},
 }  # fmt: skip
 
 
@@ -45,7 +44,7 @@ def run(config: Any) -> tuple[Trainer, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_run(case: str, quick_config: Any, monkeypatch: pytest.MonkeyPatch):
-    changes = {"model.dtype": "float64", "steps_per_update": 4, **CASES[case]}
+    changes = {"model.dtype": "float64", "total_steps": 300, "eval.episodes": 1, **CASES[case]}
     plain, wanted = run(quick_config("plain", **changes))
     made: list[UpdateGraphs] = []
 
@@ -72,12 +71,14 @@ def test_the_same_run(case: str, quick_config: Any, monkeypatch: pytest.MonkeyPa
     graphed, found = run(quick_config("graphed", **changes))
 
     assert len(made) == 1
-    assert len(served) >= 100
+    assert len(served) > 50
     assert sum(served) > 0.7 * len(served)
     others = graphed.policy.trainable_parameters()
     for name, parameter in plain.policy.trainable_parameters().items():
         torch.testing.assert_close(others[name], parameter, rtol=1e-7, atol=1e-9)
-    for line, want in zip(found, wanted, strict=True):
+    learning = [(line, want) for line, want in zip(found, wanted, strict=True) if want["updates"]]
+    assert len(learning) > 1
+    for line, want in learning:
         for name in ("critic_loss", "actor_loss", "grad_norm", "entropy", "td_error", "alpha"):
             assert line[name] == pytest.approx(want[name], rel=1e-6), name
 

@@ -120,11 +120,11 @@ class Learner:
             report = self._graphs.gradient(forest, batch, alpha, with_actor=with_actor)
         if report is None:
             device = self.policy.device
-            arrays = (batch.n_step_return, batch.discount, batch.weight)
-            rows = Rows(
-                *(torch.from_numpy(x).to(device) for x in arrays),
-                torch.from_numpy(batch.action.astype(np.int64)).to(device),
+            n_step_return, discount, weight, action = (
+                torch.from_numpy(array).to(device)
+                for array in (batch.n_step_return, batch.discount, batch.weight, batch.action)
             )
+            rows = Rows(n_step_return, discount, weight, action.long())
             report = self.objective.gradient(forest.to(device), rows, alpha, with_actor=with_actor)
         return forest.mask, report
 
