@@ -20,6 +20,7 @@ from sacglam.kernels import (
     plan_forest,
     plan_segments,
 )
+from torch.nn.attention.varlen import varlen_attn
 
 Method = Callable[[], Any]
 Record = Callable[..., None]  # (suite, case, {method: callable}, floor_s)
@@ -145,6 +146,13 @@ def time_forest(
         record("attention", f"{case}, {name}", methods, floor)
 
 
+def _flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: tuple[Any, Any], most: tuple[int, int]
+) -> torch.Tensor:
+    rows = (x.transpose(0, 1) for x in (q, k, v))
+    return varlen_attn(*rows, *spans, *most, scale=1.0).transpose(0, 1)
+
+
 def time_t5(model: Model, prompts: int, ceilings: Ceilings, record: Record) -> None:
     """One layer of each attention of an encoder-decoder model."""
     pack = workloads.pack(prompts, prompt=1)  # the decoder's tries: a start token and branches
@@ -179,6 +187,15 @@ def time_t5(model: Model, prompts: int, ceilings: Ceilings, record: Record) -> N
                 lambda run=run: run("torch"), [q, k, v]
             ),
         }
+        if name == "cross":
+            spans = (plan.q_start, plan.k_start)
+            longest = int(plan.q_start.diff().max()), source
+            for label, most in (
+                ("FlashAttention", longest),
+                ("FlashAttention, lengths unknown", (plan.q_total, plan.k_total)),
+            ):
+                flash = partial(_flash, q, k, v, spans, most)
+                calls[label] = forward_and_training(flash, [q, k, v])
         for which, pass_name in enumerate(("forward", "forward+backward")):
             floor = workloads.attention_floor(
                 model, pairs, plan.q_total, plan.k_total, ceilings, train=bool(which)

@@ -4,6 +4,7 @@ rank 16 on q and v, from token ids to the policy's log-probabilities (and back).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import device_checkout  # noqa: F401  first: it makes sacglam importable
@@ -100,17 +101,17 @@ def passes(
     return forward, train
 
 
-def graphed(forward: Method) -> Method:
-    """The forward pass as one CUDA graph: what acting costs where launches dominate."""
+def graphed(call: Method) -> Method:
+    """The pass as one CUDA graph, as the trainer acts and learns."""
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
-            forward()
+            call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        forward()
+    with torch.cuda.graph(graph, stream=stream):
+        call()
     return graph.replay
 
 
@@ -156,11 +157,10 @@ def record_model(
         "the model's own layers, packed": passes(run(False), prompts, micro, parameters),
         **rivals,
     }
-    forwards: dict[str, Any] = {m: c[0] for m, c in calls.items()}
-    forwards["sacglam, CUDA graph"] = Prepare(lambda: graphed(calls["sacglam"][0]))
-    trains: dict[str, Any] = {m: c[1] for m, c in calls.items()}
     rows = batches(prompts).head_rows.shape[0]
-    for which, (name, methods) in enumerate((("forward", forwards), ("forward+backward", trains))):
+    for which, name in enumerate(("forward", "forward+backward")):
+        methods: dict[str, Any] = {m: c[which] for m, c in calls.items()}
+        methods["sacglam, CUDA graph"] = Prepare(partial(graphed, calls["sacglam"][which]))
         floor = trunk_floor(spec, products, rows, ceilings, train=bool(which))
         record(
             "model", f"{spec.name}, {prompts} prompts{suffix}, {name}", methods, floor, slow=True

@@ -14,6 +14,7 @@ import device_checkout  # noqa: F401  first: it makes sacglam importable
 import device_workloads as workloads
 import torch
 from device_kernels import Record
+from device_models import t5_model, with_lora
 
 # Fills the buffer, and makes no update.
 FILLED = {"total_steps": 600, "learning_starts": 600, "eval.episodes": 1}
@@ -27,12 +28,13 @@ def _config(out: str, **changes: Any) -> Any:
     return TrainConfig().with_overrides({**SETTINGS, **fixed, **changes})
 
 
-def _filled(changes: Mapping[str, Any]) -> Any:
+def _filled(changes: Mapping[str, Any], model: Callable[[], Any] | None = None) -> Any:
     """A trainer whose buffer is filled."""
     from sacglam import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(_config(f"{folder}/run", **FILLED, **changes))
+        config = _config(f"{folder}/run", **{**FILLED, **changes})
+        trainer = Trainer(config, model=None if model is None else model())
         trainer.train()
     return trainer
 
@@ -97,14 +99,36 @@ WIDE = {
 }  # fmt: skip
 
 
+# What Flan-T5-base is trained with in MAGELLAN's code, but for Q from the policy's own pass.
+MAGELLAN = {
+    "env.id": "playground/full", "env.num_envs": 32, "optim.batch_size": 256,
+    "learning_starts": 2000, "total_steps": 2000, "lora.r": 16, "sac.target_policy": False,
+    "critic.layers": [1024, 1024], "critic.heads": 1, "policy.reduce": "sum",
+}  # fmt: skip
+
+
+def flan_t5_base() -> tuple[Any, Any]:
+    """Flan-T5-base's sizes, random weights in bfloat16 and LoRA, on the words of the world."""
+    from sacglam import make_env
+    from sacglam.models.tiny import build_tokenizer
+
+    model, _ = with_lora(t5_model(), ("q", "v"))
+    texts = make_env("playground/full").vocabulary
+    return model, build_tokenizer([*texts, "Goal: You see Action :"])
+
+
 def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
-    """Batch of 64, 16 environments of `playground/small`."""
-    for name, changes in (("tiny-llama, float32", {}), ("d 896, 24 layers, LoRA, bf16", wide)):
-        trainer = _filled(changes)
-        algorithm = trainer.algorithm
+    """A batch of 64 and 16 environments of `playground/small`; MAGELLAN's settings."""
+    for name, changes, model in (
+        ("tiny-llama, float32", {}, None),
+        ("d 896, 24 layers, LoRA, bf16", wide, None),
+        ("Flan-T5-base, playground/full, LoRA, bf16", MAGELLAN, flan_t5_base),
+    ):
+        trainer = _filled(changes, model)
+        algorithm, config = trainer.algorithm, trainer.config
         for case, call in (
-            ("update of 64", algorithm.learner.update),
-            ("acting step of 16", algorithm.collector.step),
+            (f"update of {config.optim.batch_size}", algorithm.learner.update),
+            (f"acting step of {config.env.num_envs}", algorithm.collector.step),
         ):
             run = partial(_timed, trainer.policy, call)
             for _ in range(24):  # batches differ in size: those that occur are recorded by then

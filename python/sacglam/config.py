@@ -33,7 +33,7 @@ class ModelConfig:
     id: str = "tiny-llama"  # hub id, local folder, or tiny-t5 / tiny-llama
     dtype: str = "float32"  # float32, bfloat16, float64
     attn: str = "fast"  # fast, or reference: the simplest code that is right
-    cuda_graphs: bool = True  # on a GPU, act by launching a whole pass at once
+    cuda_graphs: bool = True  # on a GPU, launch a whole pass at once
     trust_remote_code: bool = False  # run code that comes with the model
     hidden_size: int = 64  # tiny models only
     layers: int = 2  # tiny models only

@@ -45,7 +45,7 @@ class PolicyOptions:
     q_heads: int = 2
     q_layers: tuple[int, ...] = (128,)
     attn: str = "fast"  # or "reference"
-    cuda_graphs: bool = True  # act by CUDA graphs on a GPU: see models/graphs.py
+    cuda_graphs: bool = True  # on a GPU: see models/graphs.py
 
     def __post_init__(self) -> None:
         for name, allowed in (
