@@ -65,6 +65,22 @@ def test_models_that_would_be_wrong_are_refused(make_model: Any, config: Any, wo
         Policy(model, tokenizer)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "t5"])
+def test_dropout_is_switched_off_and_refused_when_it_is_on(make_model: Any, architecture: str):
+    model, tokenizer = make_model(architecture, torch.float32)
+    policy = Policy(model.train(), tokenizer)
+    ask = (["a b"], [["go", "red"]])
+    first, again = (policy.score(*ask)[0].log_pi for _ in range(2))
+    assert (first == again).all()
+    model.train()
+    with pytest.raises(UnsupportedModelError, match=r"dropout is on \(p = 0.1 in .*eval\(\)"):
+        policy.score(*ask)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert (policy.score(*ask)[0].log_pi == first).all()
+
+
 def test_unknown_models(tmp_path: Path):
     (tmp_path / "my-model").mkdir()
     with pytest.raises(UnknownModelError, match=r"lacks config\.json"):

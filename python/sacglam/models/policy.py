@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .._C import ForestPacker
-from ..errors import CandidateError, CheckpointError, ConfigError
+from ..errors import CandidateError, CheckpointError, ConfigError, UnsupportedModelError
 from ..kernels import triton_available
 from ..text import PromptTemplate, TextCodec
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
@@ -76,7 +76,7 @@ class Policy:
     """A language model that scores candidate actions given a prompt, and their Q values.
 
     Args:
-        model: a Hugging Face model, possibly wrapped by peft.
+        model: a Hugging Face model, possibly wrapped by peft. Its dropout is switched off.
         tokenizer: its tokenizer.
         template: the prompt's segments, for the trainer; `score` takes whole prompts.
         options: how scores and values are computed.
@@ -92,7 +92,7 @@ class Policy:
         options: PolicyOptions | None = None,
         name: str = "",
     ) -> None:
-        self.model = model
+        self.model = model.eval()  # scores must be the same function in every pass
         self.tokenizer = tokenizer
         self.options = options or PolicyOptions()
         self.name = name
@@ -226,7 +226,12 @@ class Policy:
 
     def forward(self, forest: Forest, *, with_q: bool = True) -> Scores:
         """Scores of all candidates, and what the critic says of them (Q, or V of the prompts), from
-        one pass (two for a critic of its own)."""
+        one pass (two for a critic of its own).
+
+        Raises:
+            UnsupportedModelError: dropout was switched on again by `model.train()`.
+        """
+        self._refuse_dropout()
         separate = self.options.critic_trunk == "adapter"
         with self._adapter("default"):
             hidden = self.trunk.hidden(forest)
@@ -269,6 +274,17 @@ class Policy:
             normalise=normalise,
             mean=self.options.reduce == "mean",
         )
+
+    def _refuse_dropout(self) -> None:
+        """Scores and their gradients would belong to different functions in every pass."""
+        if not self.model.training:
+            return
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Dropout) and module.training and module.p > 0:
+                raise UnsupportedModelError(
+                    f"dropout is on (p = {module.p} in {name}): packed scoring needs the same "
+                    "scores in every pass; call policy.model.eval()"
+                )
 
     @contextmanager
     def _adapter(self, name: str) -> Iterator[None]:
