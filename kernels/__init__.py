@@ -2,6 +2,7 @@
 
 Each operation has two files: `<name>.py` (formula, reference, torch path, autograd, the public
 function) and `<name>_triton.py` (kernels and launchers), which is imported on first use on a GPU.
+Attention has two more ways, `_cpu` and `_flash`.
 """
 
 from __future__ import annotations

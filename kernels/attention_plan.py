@@ -66,7 +66,8 @@ class AttentionPlan:
     Fields: q_start, k_start int32 [P + 1] token offsets (the same tensor for a forest);
     q_total, k_total tokens; end int32 [T] or None (segments); prefix tokens shared by all trees;
     q_pos, k_pos int32 [T] depths, needed with a bias table; q_node int32 [Tq], the tokens that are
-    queries, where not all of them are (`only`).
+    queries, where not all of them are (`only`); longest: the most queries and the most keys that a
+    segment has, or more, where the host knows.
     """
 
     q_start: torch.Tensor
@@ -78,6 +79,7 @@ class AttentionPlan:
     q_pos: torch.Tensor | None = None
     k_pos: torch.Tensor | None = None
     q_node: torch.Tensor | None = None
+    longest: tuple[int, int] | None = None
     _cache: dict[object, object] = field(default_factory=dict, repr=False)
 
     @property
@@ -302,12 +304,14 @@ def plan_segments(
     *,
     q_pos: torch.Tensor | None = None,
     k_pos: torch.Tensor | None = None,
+    longest: tuple[int, int] | None = None,
 ) -> AttentionPlan:
     """Plan attention of query segment p to the whole of key segment p, p in [0, P).
 
     Args: q_start, k_start int32 [P + 1] from 0 to q_total and k_total (the total numbers of
     tokens, known to the host); keys default to the queries' segments (encoder self-attention);
-    q_pos, k_pos int32 positions, for a bias. A query whose key segment is empty gets zeros.
+    q_pos, k_pos int32 positions, for a bias; longest: the most queries and keys of a segment, or
+    more, which FlashAttention needs. A query whose key segment is empty gets zeros.
     """
     if k_start is None:
         k_start, k_total, k_pos = q_start, q_total, q_pos if k_pos is None else k_pos
@@ -321,7 +325,9 @@ def plan_segments(
     if not q_start.is_cuda:
         _check_offsets(q_start, 0, q_total, "q_start")
         _check_offsets(k_start, 0, k_total, "k_start")
-    return AttentionPlan(q_start, k_start, q_total, k_total, q_pos=q_pos, k_pos=k_pos)
+    return AttentionPlan(
+        q_start, k_start, q_total, k_total, q_pos=q_pos, k_pos=k_pos, longest=longest
+    )
 
 
 def _vector(x: torch.Tensor, name: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-Backend = Literal["auto", "torch", "native", "triton"]
+Backend = Literal["auto", "torch", "native", "triton", "flash"]
 
 
 @lru_cache(maxsize=1)
@@ -26,8 +26,8 @@ def interpreting() -> bool:
 def use_triton(backend: Backend, tensor: torch.Tensor) -> bool:
     """Resolve `backend` for work on `tensor`.
 
-    "auto": Triton on CUDA where it is installed. "native": the CPU kernels, where an operation has
-    them (see there). "triton" on a CPU tensor needs
+    "auto": Triton on CUDA where it is installed. "native": the CPU kernels, "flash": the package
+    flash-attn, where an operation has them (see there). "triton" on a CPU tensor needs
     TRITON_INTERPRET=1. Raises ValueError for an unknown name or a device Triton cannot serve, and
     ImportError where "triton" is asked for and absent.
     """

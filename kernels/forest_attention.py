@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from . import cpu
 from . import forest_attention_cpu as native_attention
+from . import forest_attention_flash as flash
 from .attention_plan import AttentionPlan, plan_forest, plan_segments
 from .backend import Backend, use_triton
 from .rotary_embedding import rotary_embedding
@@ -66,6 +67,7 @@ def segment_attention(
     *,
     q_pos: torch.Tensor | None = None,
     k_pos: torch.Tensor | None = None,
+    longest: tuple[int, int] | None = None,
     bias: torch.Tensor | None = None,
     scale: float | None = None,
     backend: Backend = "auto",
@@ -73,9 +75,11 @@ def segment_attention(
     """Full attention of each query segment to its key segment (T5's encoder, cross-attention).
 
     Args: q [H, Tq, D]; k, v [Hkv, Tk, D]; q_start, k_start int32 [P + 1], k_start defaulting to
-    q_start; the rest as in `forest_attention`.
+    q_start; longest as in `plan_segments`; the rest as in `forest_attention`.
     """
-    plan = plan_segments(q_start, q.shape[1], k_start, k.shape[1], q_pos=q_pos, k_pos=k_pos)
+    plan = plan_segments(
+        q_start, q.shape[1], k_start, k.shape[1], q_pos=q_pos, k_pos=k_pos, longest=longest
+    )
     return attention(q, k, v, plan, bias=bias, scale=scale, backend=backend)
 
 
@@ -94,12 +98,19 @@ def attention(
 
     rotary: (cos, sin), each [T, D] by token, rotates queries and keys first: x cos +
     rotate_half(x) sin (Su et al. 2021, halves as in Llama). backend: "auto" takes Triton on CUDA
-    and the native kernels on the CPU where they serve (float32), else torch.
+    (FlashAttention where flash-attn is installed and can do it) and the native kernels on the CPU
+    where they serve (float32), else torch.
     """
     _check(q, k, v, plan, bias)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.numel() == 0:
         return q.clone()
+    if backend == "flash" or (backend == "auto" and q.is_cuda and flash.flash_available()):
+        refusal = flash.refusal(q, plan, bias)
+        if refusal is None and rotary is None:
+            return flash.flash_attention(q, k, v, plan, scale)
+        if backend == "flash":
+            raise ValueError(f"backend='flash': {refusal or 'it rotates nothing'}")
     native = backend in ("auto", "native") and native_attention.serves(q, k, v, plan, bias)
     if backend == "native" and not native:
         raise ValueError(

@@ -117,8 +117,11 @@ def forest_from_packed(packed: dict[str, Any], device: torch.device | str = "cpu
         encoder = {
             "encoder_ids": tensor(packed["encoder_ids"]),
             "encoder_plan": plan_segments(encoder_start, count, q_pos=narrow(where)),
-            "cross_plan": plan_segments(tree_start, total, encoder_start, count),
-        }
+            "cross_plan": plan_segments(
+                tree_start, total, encoder_start, count,
+                longest=(int(np.diff(packed["tree_start"]).max()), int(np.diff(start).max())),
+            ),
+        }  # fmt: skip
     return Forest(
         ids=tensor(packed["ids"]),
         pos=tensor(packed["pos"]),

@@ -38,6 +38,7 @@ class Sizes(NamedTuple):
     rows: int  # B
     columns: int  # A
     encoder_tokens: int  # Te; 0 for causal models
+    longest: tuple[int, int]  # bounds on a tree's and its prompt's tokens; 0 for causal models
     prefix: int  # leading tokens that all trees continue, as they are
 
     @property
@@ -94,8 +95,16 @@ def padded_sizes(
         rows=power_of_two(forest.num_rows) if rows is None else rows,
         columns=power_of_two(columns),
         encoder_tokens=encoder,
+        longest=_longest(forest),
         prefix=forest.plan.prefix,
     )
+
+
+def _longest(forest: Forest) -> tuple[int, int]:
+    if forest.cross_plan is None or forest.cross_plan.longest is None:
+        return 0, 0
+    tree, prompt = (power_of_two(max(n, _TREE_TOKENS)) for n in forest.cross_plan.longest)
+    return tree, prompt
 
 
 def holds(sizes: Sizes, forest: Forest, wanted: Sizes) -> bool:
@@ -114,6 +123,7 @@ def holds(sizes: Sizes, forest: Forest, wanted: Sizes) -> bool:
         and (sizes.read == sizes.tokens) == (read == nodes)
         and sizes.heads >= forest.head_rows.shape[0]
         and sizes.encoder_tokens >= (0 if forest.encoder_ids is None else len(forest.encoder_ids))
+        and all(a >= b for a, b in zip(sizes.longest, wanted.longest, strict=True))
         and sizes.columns >= forest.mask.shape[1]
         and more_candidates >= 0
         # A padding candidate has at least one edge, and few.
@@ -192,7 +202,9 @@ def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
         encoder = {
             "encoder_ids": at["encoder_ids"],
             "encoder_plan": plan_segments(start, count, q_pos=at["encoder_pos"].int()),
-            "cross_plan": plan_segments(narrow["tree_start"], sizes.tokens, start, count),
+            "cross_plan": plan_segments(
+                narrow["tree_start"], sizes.tokens, start, count, longest=sizes.longest
+            ),
         }
     return Forest(
         ids=at["ids"],

@@ -31,7 +31,7 @@ class _Optional(NamedTuple):
 _OPTIONAL = (
     _Optional("triton", "triton", "fused kernels on an NVIDIA GPU",
               "pip install 'sacglam[gpu]'", needs_gpu=True),
-    _Optional("flash_attn", "flash-attn", "FlashAttention for long prompts on an NVIDIA GPU",
+    _Optional("flash_attn", "flash-attn", "FlashAttention in T5's cross-attention on an NVIDIA GPU",
               "pip install 'sacglam[flash-attn]' --no-build-isolation", needs_gpu=True),
     _Optional("minigrid", "minigrid", "the babyai/... environments",
               "pip install 'sacglam[babyai]'"),
