@@ -78,18 +78,20 @@ def _updated(
 
 
 def check_training(report: Callable[..., None], steps: int = 5000, least: float = 0.5) -> None:
-    """A quarter of the demo: interrupted, resumed, and then better than `least`."""
+    """A quarter of the demo: interrupted, resumed, and then better than `least`; in both dtypes."""
     from sacglam import Trainer
 
-    with tempfile.TemporaryDirectory() as folder:
-        config = _config(f"{folder}/run", total_steps=steps // 2)
-        Trainer(config).train()
-        longer = config.with_overrides({"total_steps": steps})
-        result = Trainer(longer, resume=True).train()
-        success = result.evaluation["success_mean"]
-    case = f"playground/small, tiny-llama, {steps} steps: success {success:.3f}"
-    report("training", case, {f"below {least}": max(0.0, least - success)}, 0.0)
-    print(f"{case}, {result.wall_s:.1f} s")
+    for dtype in ("float32", "bfloat16"):
+        changes = {"total_steps": steps // 2, "model.dtype": dtype}
+        with tempfile.TemporaryDirectory() as folder:
+            config = _config(f"{folder}/run", **changes)
+            Trainer(config).train()
+            longer = config.with_overrides({"total_steps": steps})
+            result = Trainer(longer, resume=True).train()
+            success = result.evaluation["success_mean"]
+        case = f"playground/small, tiny-llama, {dtype}, {steps} steps: success {success:.3f}"
+        report("training", case, {f"below {least}": max(0.0, least - success)}, 0.0)
+        print(f"{case}, {result.wall_s:.1f} s")
 
 
 # A Llama of Qwen2.5-0.5B's width and depth, over the environment's words alone.
