@@ -55,6 +55,8 @@ def fuse(model: Any) -> None:
                 _override(module, _t5_norm)
             elif type(module).__name__ == "T5DenseGatedActDense" and _activation(module.act):
                 _override(module, _t5_gated)
+            elif type(module).__name__ == "T5Block":
+                _override(module, _t5_block)
 
 
 def _override(module: nn.Module, forward: Any) -> None:
@@ -157,6 +159,55 @@ def _adapted_linear(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if known is None or torch.is_autocast_enabled():
         return self.sacglam_original(x, *args, **kwargs)
     return compute(x.reshape(-1, x.shape[-1]), [known])[0].view(*x.shape[:-1], -1)
+
+
+def _t5_block(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    encoder_hidden_states: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
+    encoder_decoder_position_bias: Tensor | None = None,
+    *,
+    plan: AttentionPlan | None = None,
+    cross_plan: AttentionPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """[1, T, D] -> [1, T, D], and the biases that later blocks share."""
+    # In float16 the model's own code keeps infinities out.
+    served = _serves(hidden_states) and hidden_states.dtype != torch.float16
+    if plan is None or not served or (self.training and self.layer[0].dropout.p > 0):
+        return self.sacglam_original(
+            hidden_states, attention_mask, position_bias, encoder_hidden_states,
+            encoder_attention_mask, encoder_decoder_position_bias,
+            plan=plan, cross_plan=cross_plan, **kwargs,
+        )  # fmt: skip
+    own, last = self.layer[0], self.layer[-1]
+    table = own.SelfAttention.compute_bias() if position_bias is None else position_bias
+    normed, x = _norm(own.layer_norm, hidden_states.squeeze(0))
+    out = _t5_attention(own.SelfAttention, normed, normed, plan, table)
+    if encoder_hidden_states is not None:
+        assert cross_plan is not None
+        cross = self.layer[1]
+        normed, x = _norm(cross.layer_norm, out, x)
+        source = encoder_hidden_states.squeeze(0)
+        out = _t5_attention(cross.EncDecAttention, normed, source, cross_plan)
+    normed, x = _norm(last.layer_norm, out, x)
+    return (x + last.DenseReluDense(normed))[None], table, encoder_decoder_position_bias
+
+
+def _t5_attention(
+    module: Any, asking: Tensor, asked: Tensor, plan: AttentionPlan, table: Tensor | None = None
+) -> Tensor:
+    """Attention of rows [T, D] to rows [T', D], not scaled, as T5's weights expect."""
+    if asking is asked:
+        rows = _project_each(asking, module.q, module.k, module.v)
+    else:
+        rows = *_project_each(asking, module.q), *_project_each(asked, module.k, module.v)
+    heads = (x.view(x.shape[0], -1, module.key_value_proj_dim).transpose(0, 1) for x in rows)
+    out = attention(*heads, plan, bias=table, scale=1.0)
+    return _project_each(out.transpose(0, 1).reshape(asking.shape[0], -1), module.o)[0]
 
 
 def _t5_norm(self: Any, hidden_states: Tensor) -> Tensor:
