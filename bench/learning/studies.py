@@ -150,6 +150,8 @@ STUDIES: Mapping[str, Study] = {
             "SAC + HER": ZOO,
             "SAC": {**ZOO, "replay.her_strategy": "none"},
             "SAC + HER, no subgoals": {**ZOO, "sac.subgoals": 0.0},
+            # What the paper calls SAC: neither of the two ways of using other goals.
+            "SAC, no subgoals": {**ZOO, "replay.her_strategy": "none", "sac.subgoals": 0.0},
         },
         range(3),
     ),
