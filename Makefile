@@ -11,6 +11,9 @@ SEEDS ?=
 # More arguments for the command behind a target, e.g. make test ARGS="-k replay -x"
 ARGS ?=
 
+# Processes that run the tests; each takes a core and half a gigabyte.
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.sacglam-installed
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.hpp csrc/*/*.cpp csrc/*/*.hpp))
@@ -25,8 +28,8 @@ demo: $(STAMP) ## Train an agent in about 5 minutes and show what it learned [SE
 	@$(PY) -m sacglam.cli.main demo --out $(OUT) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 	@echo "(sacglam is in $(VENV)/bin: source $(VENV)/bin/activate)"
 
-test: $(STAMP) ## Run all tests [ARGS="-k replay"]
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest tests $(ARGS)
+test: $(STAMP) ## Run all tests [ARGS="-k replay"] [JOBS=1]
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest tests -n $(JOBS) --dist loadfile $(ARGS)
 
 # 60 s for each of the stress runs and the fuzzers, 1000 killed producers, the model checkers further,
 # extensions built with sanitizers: 19 minutes of CPU time on two AVX2 cores (with a load of 6, 55 minutes).
