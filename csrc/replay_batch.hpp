@@ -33,15 +33,15 @@ struct BatchArrays {
 // Copies tokens. Small texts go by whole blocks: a text owns the memory up to the next block, and
 // what is written too much is overwritten by the next text; the last ones are copied exactly.
 inline void gather(const std::vector<Span>& spans, std::size_t tokens, std::int32_t* to) {
-  // Of a text that comes some texts later, as many lines as can be under way; those behind follow
-  // by themselves, as reading goes on in a straight line.
-  constexpr std::size_t kAhead = 8;
+  // Of the text that comes so many texts later that 1024 tokens lie between, as many lines as can
+  // be under way; those behind follow by themselves, as reading goes on in a straight line.
+  const std::size_t ahead = std::clamp<std::size_t>(1024 * spans.size() / (tokens + 1), 8, 48);
   constexpr std::size_t kLine = 64 / sizeof(std::int32_t);
   constexpr std::size_t kMost = 16 * kLine;
   std::size_t left = tokens;
   for (std::size_t i = 0; i < spans.size(); ++i) {
-    if (i + kAhead < spans.size()) {
-      const Span& later = spans[i + kAhead];
+    if (i + ahead < spans.size()) {
+      const Span& later = spans[i + ahead];
       const std::size_t size = std::min(later.size, kMost);
       for (std::size_t t = 0; t < size; t += kLine) __builtin_prefetch(later.data + t);
     }
