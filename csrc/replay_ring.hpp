@@ -108,6 +108,20 @@ class Ring {
   static constexpr std::size_t kWords = sizeof(T) / sizeof(std::uint64_t);
   using Word = typename Sync::template Atomic<std::uint64_t>;
   struct Block;
+  struct Places {
+    const Word* words;
+    std::uint64_t mask;
+    const Word* at(std::uint64_t position) const { return &words[(position & mask) * kWords]; }
+    // Word by word to where they stay: words that were just stored are read back as wider ones
+    // only after a wait.
+    void load(std::uint64_t position, T& value) const {
+      const Word* from = at(position);
+      for (std::size_t i = 0; i < kWords; ++i) {
+        const std::uint64_t word = Sync::load_relaxed(from[i]);
+        std::memcpy(reinterpret_cast<std::byte*>(&value) + i * sizeof word, &word, sizeof word);
+      }
+    }
+  };
 
  public:
   explicit Ring(Reclaimer& reclaimer, std::size_t places = 4) : reclaimer_(reclaimer) {
@@ -151,7 +165,7 @@ class Ring {
   // Of the writer.
   T peek(std::uint64_t position) const {
     T value;
-    owned_->load(position, value);
+    owned_->places().load(position, value);
     return value;
   }
 
@@ -161,7 +175,7 @@ class Ring {
    public:
     explicit View(const Ring& ring) : ring_(&ring) {
       std::tie(head_, tail_) = ring.range();
-      block_ = Sync::load_acquire(ring.block_);  // after the tail: all below that is in it
+      places_ = Sync::load_acquire(ring.block_)->places();  // after the tail: holds all below it
     }
     std::uint64_t head() const { return head_; }
     std::uint64_t tail() const { return tail_; }
@@ -169,44 +183,35 @@ class Ring {
     // check says otherwise.
     T peek(std::uint64_t position) const {
       T value;
-      block_->load(position, value);
+      places_.load(position, value);
       return value;
     }
     // One of its words alone, of two 32-bit fields (the first one first).
     std::array<std::int32_t, 2> peek_pair(std::uint64_t position, std::size_t word) const {
       return std::bit_cast<std::array<std::int32_t, 2>>(
-          Sync::load_relaxed(block_->place(position)[word]));
+          Sync::load_relaxed(places_.at(position)[word]));
     }
-    void prefetch(std::uint64_t position) const { __builtin_prefetch(block_->place(position)); }
+    void prefetch(std::uint64_t position) const { __builtin_prefetch(places_.at(position)); }
     bool still_live(std::uint64_t position) const {
       Sync::fence_acquire();                                // R3
       return position >= Sync::load_relaxed(ring_->head_);  // R4
     }
     bool read(std::uint64_t position, T& value) const {
-      block_->load(position, value);
+      places_.load(position, value);
       return still_live(position) && position < tail_;
     }
 
    private:
     const Ring* ring_;
     std::uint64_t head_, tail_;
-    const Block* block_;
+    Places places_;
   };
 
  private:
   struct Block {
     explicit Block(std::size_t places)
         : mask(places - 1), words(make_lines<Word>(places * kWords)) {}
-    const Word* place(std::uint64_t position) const { return &words[(position & mask) * kWords]; }
-    // Word by word to where they stay: words that were just stored are read back as wider ones
-    // only after a wait.
-    void load(std::uint64_t position, T& value) const {
-      const Word* from = place(position);
-      for (std::size_t i = 0; i < kWords; ++i) {
-        const std::uint64_t word = Sync::load_relaxed(from[i]);
-        std::memcpy(reinterpret_cast<std::byte*>(&value) + i * sizeof word, &word, sizeof word);
-      }
-    }
+    Places places() const { return {words.get(), mask}; }
     std::uint64_t mask;  // places - 1, a power of two less one
     Lines<Word> words;
   };

@@ -266,7 +266,9 @@ class Sampler {
       }
     }
     a.draw.step = static_cast<std::int32_t>(step);
-    for (std::uint64_t i = 1; i < 4; ++i) now_.events.prefetch(e.event_begin + e.events * i / 4);
+    for (std::uint64_t i = 1; a.relabel && i < 4; ++i) {
+      now_.events.prefetch(e.event_begin + e.events * i / 4);
+    }
     now_.rows.prefetch(e.row_begin + step);
     now_.rows.prefetch(e.row_begin + step + static_cast<std::uint64_t>(settings_.n_step));
     return true;
