@@ -67,6 +67,17 @@ FAULTS = {
             "reinterpret_cast<volatile std::uint64_t*>(place)[i] = words[i];",
         ),
     ),
+    "a table is looked up before the lock is there, while load() replaces it": (
+        "address,undefined",
+        "threads_replay.py",
+        (
+            "const std::scoped_lock lock(writers(commit_), intern_);\n"
+            "    const std::uint64_t episode = ready_to_intern(owned_->tables.*table, ids);",
+            "const InternTable& early = owned_->tables.*table;\n"
+            "    const std::scoped_lock lock(writers(commit_), intern_);\n"
+            "    const std::uint64_t episode = ready_to_intern(early, ids);",
+        ),
+    ),
     "out arrays need not be long enough": (
         "address,undefined",
         "fuzz_replay.py",

@@ -30,7 +30,9 @@ class Ground:
         self.buffer = buffer
         self.goals = [buffer.intern_text([k]) for k in range(KEYS)]
         self.texts = [[buffer.intern_text([k, t]) for t in range(LENGTH + 1)] for k in range(KEYS)]
-        self.actions = buffer.intern_candidates(self.goals[:2])
+        # A set of all texts, which every episode uses: none of them is ever freed.
+        everything = [*self.goals, *itertools.chain(*self.texts)]
+        self.actions = buffer.intern_candidates(everything)
         buffer.set_template([("goal",), ("observation",)])
 
     def add(self, k: int) -> None:
@@ -57,6 +59,8 @@ def run(buffer: Any, seconds: float, folder: Path) -> int:
 
     ground = Ground(buffer)
     ground.add(0)
+    saved, kept = folder / "saved", folder / "kept"
+    kept.unlink(missing_ok=True)  # another buffer's
     end = time.monotonic() + seconds
     counts = [0, 0]
 
@@ -82,24 +86,32 @@ def run(buffer: Any, seconds: float, folder: Path) -> int:
         buffer.stats()
         len(buffer)
         buffer.text(n % KEYS)
-        buffer.intern_text([10_000 + n % 1000])
+        buffer.intern_text([10_000 + n % 100])
+        buffer.intern_candidates([ground.goals[n % KEYS], ground.goals[n % KEYS - 1]])
         buffer.assemble(ground.goals[0], ground.texts[0][:1], [ground.actions], [], 0)
         if n % 50 == 0:
             ground.buffer.set_template([("goal",), ("observation",)])
 
     def save(n: int) -> None:
-        buffer.save(folder / "a")
+        buffer.save(saved)
         if n % 5 == 0:
             other = ReplayBuffer(100)
-            other.load(folder / "a")
+            other.load(saved)
             if len(other) > 0:  # all may be evicted while a save waits for its turn
                 Ground(other).sample(None)
-                if buffer.name is None:  # a shared one takes a file only while it is empty
-                    buffer.load(folder / "a")
+                saved.replace(kept)
         time.sleep(0.01)
 
+    def load(_: int) -> None:
+        if kept.exists():
+            buffer.load(kept)
+        time.sleep(0.002)
+
     producers = [repeat(lambda n, k=k: ground.add((n * 7 + k) % KEYS)) for k in range(2)]
-    at_once([*producers, repeat(sampling(0)), repeat(sampling(1)), repeat(look), repeat(save)])
+    calls = [sampling(0), sampling(1), look, save]
+    if buffer.name is None:  # a shared one takes a file only while it is empty
+        calls.append(load)
+    at_once([*producers, *map(repeat, calls)])
     return sum(counts)
 
 
@@ -117,11 +129,16 @@ def main() -> int:
             {"her_balance": "events"},
             {"her_balance": "goals", "prefetch": 2},
             {"sampling": "prioritised"},
+            # What is interned beside the ground is freed all the time, and what load() replaces.
+            {"capacity_bytes": 75_000},
         ]
+        seconds = args.seconds / (2 * len(kinds) - 1)
         for kind in kinds:
             private = ReplayBuffer(40 * LENGTH, **kind)
-            rows += run(private, args.seconds / 6, Path(folder))
+            rows += run(private, seconds, Path(folder))
             private.close()
+            if "capacity_bytes" in kind:  # not for a shared one
+                continue
             name = f"threads-{os.getpid()}-{len(kind)}"
             with ReplayBuffer(40 * LENGTH, shared=name, **kind) as shared:
                 child = os.fork()
@@ -131,7 +148,7 @@ def main() -> int:
                         ground.add(n % KEYS)
                         time.sleep(0.001)
                 try:
-                    rows += run(shared, args.seconds / 6, Path(folder))
+                    rows += run(shared, seconds, Path(folder))
                 finally:
                     os.kill(child, 9)
                     os.waitpid(child, 0)
