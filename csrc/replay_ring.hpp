@@ -186,10 +186,12 @@ class Ring {
       places_.load(position, value);
       return value;
     }
-    // One of its words alone, of two 32-bit fields (the first one first).
+    // One of its words alone, of two 32-bit fields (the first one first). The fence pairs with W2:
+    // whoever looks up an id found here finds a table that has it, be the row a later one.
     std::array<std::int32_t, 2> peek_pair(std::uint64_t position, std::size_t word) const {
-      return std::bit_cast<std::array<std::int32_t, 2>>(
-          Sync::load_relaxed(places_.at(position)[word]));
+      const std::uint64_t pair = Sync::load_relaxed(places_.at(position)[word]);
+      Sync::fence_acquire();
+      return std::bit_cast<std::array<std::int32_t, 2>>(pair);
     }
     void prefetch(std::uint64_t position) const { __builtin_prefetch(places_.at(position)); }
     bool still_live(std::uint64_t position) const {
