@@ -183,7 +183,9 @@ def _select(suite: str, folder: Path) -> list[str]:
 def _run_suite(folder: Path, suite: str, quick: bool) -> tuple[dict[str, Any], str | None]:
     """Run one suite in a process of its own; its report, and what went wrong."""
     path = folder / f"{_PREFIX}{suite}.py"
-    environment = {**os.environ, "SACGLAM_BENCH_QUICK": "1" if quick else "0"}
+    # In a worker of pytest-xdist, pytest-benchmark would measure nothing.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    environment["SACGLAM_BENCH_QUICK"] = "1" if quick else "0"
     with tempfile.TemporaryDirectory(prefix="sacglam-bench-") as scratch:
         report = Path(scratch) / "report.json"
         command = [
