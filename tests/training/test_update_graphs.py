@@ -48,9 +48,9 @@ def test_the_same_run(case: str, quick_config: Any, monkeypatch: pytest.MonkeyPa
     plain, wanted = run(quick_config("plain", **changes))
     made: list[UpdateGraphs] = []
 
-    def by_graphs(objective: Any, policy: Any, present: UpdateGraphs | None) -> UpdateGraphs:
+    def by_graphs(objective: Any, present: UpdateGraphs | None) -> UpdateGraphs:
         if present is None:
-            made.append(UpdateGraphs(objective, Recording(policy.model)))
+            made.append(UpdateGraphs(objective, Recording(objective.policy.model)))
         return made[-1]
 
     served: list[bool] = []
@@ -89,4 +89,4 @@ def test_the_cpu_knows_no_graphs(quick_config: Any):
     learner = trainer.algorithm.learner
     assert learner.updates > 0
     assert learner._graphs is None
-    assert update_graphs(learner.objective, trainer.policy, None) is None
+    assert update_graphs(learner.objective, None) is None

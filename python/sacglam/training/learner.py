@@ -62,7 +62,7 @@ class Learner:
         beta += (1.0 - beta) * min(1.0, self.updates / due)
         batch = self.buffer.sample(config.optim.batch_size, beta=beta)
         alpha = self.alpha
-        self._graphs = update_graphs(self.objective, self.policy, self._graphs)
+        self._graphs = update_graphs(self.objective, self._graphs)
         self._bootstrap(batch, alpha)
         mask, report = self._gradient(batch, alpha)
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..models.forest import Forest
 from ..models.graphs import Capture, CudaCapture, Graphs, Padding, graphs_serve
-from ..models.policy import Policy
 from ..replay import Batch
 from .objective import Rows, SacObjective
 
@@ -105,10 +104,9 @@ class UpdateGraphs:
         return report
 
 
-def update_graphs(
-    objective: SacObjective, policy: Policy, present: UpdateGraphs | None
-) -> UpdateGraphs | None:
+def update_graphs(objective: SacObjective, present: UpdateGraphs | None) -> UpdateGraphs | None:
     """The graphs of an objective, `present` if there are some; None where its calls must run."""
+    policy = objective.policy
     if not graphs_serve(policy) or policy.reencodes:
         return None
     if present is not None:
