@@ -53,8 +53,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
             out.append(found if d > c else torch.zeros_like(found))
         return torch.cat(out).to(q.dtype)
 
-    module = types.ModuleType("flash_attn")
-    module.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
+    module = types.SimpleNamespace(flash_attn_varlen_func=varlen)
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr(flash, "flash_available", lambda: True)
     return calls

@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 from sacglam._C import ForestPacker
 from sacglam.models.forest import Forest, forest_from_packed
 from sacglam.models.padding import (
-    flat_length,
-    forest_over,
     holds,
     pad_forest,
     padded_sizes,
     power_of_two,
     round_up,
-    write_padded,
 )
 
 WORDS = "a b c d e f go to red blue green lion water grasp Goal :".split()
@@ -60,9 +57,7 @@ def same_values(policy: Any, batch: list[tuple[str, list[str]]]):
     """With leaves and as many rows as there are, Q and its gradient too."""
     forest = policy._pack_texts(*zip(*batch, strict=True), leaves=True)
     sizes = padded_sizes(forest, leaves=True, rows=len(batch), parts=8)
-    flat = torch.empty(flat_length(sizes), dtype=torch.int64)
-    write_padded(flat, forest, sizes)
-    padded = forest_over(flat, sizes)
+    padded = pad_forest(forest, sizes)
     assert padded.mask.shape[0] == len(batch)
     assert bool((padded.read.diff() > 0).all())
     assert holds(sizes, forest, sizes)
@@ -104,11 +99,9 @@ def test_a_forest_fits_where_its_sizes_are_a_little_smaller(make_policy: Any):
             wanted = padded_sizes(smaller, leaves=leaves)
             assert holds(sizes, smaller, wanted) is fits, (leaves, rows)
             if fits:
-                flat = torch.empty(flat_length(sizes), dtype=torch.int64)
-                write_padded(flat, smaller, sizes)
                 with torch.no_grad():
                     want = policy.forward(smaller, with_q=leaves)
-                    got = policy.forward(forest_over(flat, sizes), with_q=leaves)
+                    got = policy.forward(pad_forest(smaller, sizes), with_q=leaves)
                 torch.testing.assert_close(got.log_pi[:rows, :3], want.log_pi)
                 if leaves:
                     torch.testing.assert_close(got.q[:, :rows, :3], want.q)

@@ -105,7 +105,7 @@ def run(buffer: Any, seconds: float, folder: Path) -> int:
     def load(_: int) -> None:
         if kept.exists():
             buffer.load(kept)
-        time.sleep(0.002)
+        time.sleep(0.002)  # else the others would hardly come to anything between two of them
 
     producers = [repeat(lambda n, k=k: ground.add((n * 7 + k) % KEYS)) for k in range(2)]
     calls = [sampling(0), sampling(1), look, save]

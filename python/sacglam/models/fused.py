@@ -106,7 +106,8 @@ def _llama_layer(
         x, asking = x.index_select(0, rows), normed.index_select(0, rows)
 
     query, key, value = (
-        rows.view(rows.shape[0], -1, own.head_dim) for rows in _projected(own, asking, normed)
+        rows.view(rows.shape[0], -1, own.head_dim)
+        for rows in _projected(asking, normed, own.q_proj, own.k_proj, own.v_proj)
     )
     if hasattr(own, "q_norm"):
         query, key = _norm(own.q_norm, query)[0], _norm(own.k_norm, key)[0]
@@ -126,11 +127,13 @@ def _llama_layer(
     return (x + _gated(normed, mlp.gate_proj, mlp.up_proj, mlp.down_proj, activation))[None]
 
 
-def _projected(own: Any, asking: Tensor, normed: Tensor) -> tuple[Tensor, ...]:
-    """Queries of the rows `asking`, keys and values of all."""
-    if asking is normed:
-        return _project_each(normed, own.q_proj, own.k_proj, own.v_proj)
-    return *_project_each(asking, own.q_proj), *_project_each(normed, own.k_proj, own.v_proj)
+def _projected(
+    asking: Tensor, asked: Tensor, query: nn.Module, key: nn.Module, value: nn.Module
+) -> tuple[Tensor, ...]:
+    """Queries of the rows `asking`, keys and values of the rows `asked`."""
+    if asking is asked:
+        return _project_each(asking, query, key, value)
+    return *_project_each(asking, query), *_project_each(asked, key, value)
 
 
 def _project_each(x: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
@@ -201,10 +204,7 @@ def _t5_attention(
     module: Any, asking: Tensor, asked: Tensor, plan: AttentionPlan, table: Tensor | None = None
 ) -> Tensor:
     """Attention of rows [T, D] to rows [T', D], not scaled, as T5's weights expect."""
-    if asking is asked:
-        rows = _project_each(asking, module.q, module.k, module.v)
-    else:
-        rows = *_project_each(asking, module.q), *_project_each(asked, module.k, module.v)
+    rows = _projected(asking, asked, module.q, module.k, module.v)
     heads = (x.view(x.shape[0], -1, module.key_value_proj_dim).transpose(0, 1) for x in rows)
     out = attention(*heads, plan, bias=table, scale=1.0)
     return _project_each(out.transpose(0, 1).reshape(asking.shape[0], -1), module.o)[0]

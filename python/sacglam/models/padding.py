@@ -227,10 +227,10 @@ def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
     )
 
 
-def pad_forest(forest: Forest) -> Forest:
-    """A forest on the CPU, padded to `padded_sizes`: the same scores in its first rows and columns.
-    What only a critic reads is left out."""
-    sizes = padded_sizes(forest)
+def pad_forest(forest: Forest, sizes: Sizes | None = None) -> Forest:
+    """A forest on the CPU, padded: the same scores in its first rows and columns. By default to
+    `padded_sizes` without what only a critic reads."""
+    sizes = sizes or padded_sizes(forest)
     flat = torch.empty(flat_length(sizes), dtype=torch.int64)
     write_padded(flat, forest, sizes)
     return forest_over(flat, sizes)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.forest import Forest
 from ..models.graphs import Capture, CudaCapture, Graphs, Padding, graphs_serve
+from ..models.padding import power_of_two
 from ..replay import Batch
 from .objective import Rows, SacObjective
 
@@ -30,17 +31,19 @@ class UpdateGraphs:
         policy, config = objective.policy, objective.config
         self._objective, self._capture = objective, capture
         self._rows = config.optim.batch_size
+        self._most_rows = power_of_two(self._rows)  # that a padded forest of some of them has
         self._parameters = list(policy.trainable_parameters().values())
         self._gradient = [torch.zeros_like(p) for p in self._parameters]
         self._used: dict[bool, list[bool]] = {}
-        self._bootstrap = self._graphs(self._bootstrapped, 1 + self._rows, Padding(True, parts=8))
+        padding = Padding(True, parts=8)
+        self._bootstrap = self._graphs(self._bootstrapped, 1 + self._most_rows, padding)
         # One for updates of the critic alone, one for those of the actor too.
         self._updates: dict[bool, Graphs] = {}
 
     def bootstrap(self, forest: Forest, rows: npt.NDArray[np.int64], alpha: float) -> bool:
         """As `SacObjective.bootstrap`, for a forest on the CPU; False where no graph serves."""
         # Rows of padding go to the number that belongs to no row.
-        to = np.full(self._rows, self._rows, dtype=np.float64)
+        to = np.full(self._most_rows, self._rows, dtype=np.float64)
         to[: len(rows)] = rows
         return self._bootstrap.run(forest, np.concatenate([[alpha], to])) is not None
 
@@ -84,10 +87,7 @@ class UpdateGraphs:
         )  # fmt: skip
 
     def _bootstrapped(self, forest: Forest, numbers: Tensor) -> Tensor:
-        rows = numbers[1:].long()
-        # The forest has as many rows as the next power of two.
-        missing = forest.num_rows - self._rows
-        rows = nn.functional.pad(rows, (0, max(0, missing)), value=self._rows)[: forest.num_rows]
+        rows = numbers[1 : 1 + forest.num_rows].long()
         return self._objective.bootstrap(forest, rows, numbers[0])
 
     def _updated(self, forest: Forest, numbers: Tensor, with_actor: bool) -> Tensor:
