@@ -53,16 +53,14 @@ class ReplayBuffer {
     adopt(&id, 1, nullptr, 0);
     const Tables& tables = state().tables;
     tables.require_text(id, "text");
-    const Span span = tables.texts[id];  // empty where another thread has freed it by now
-    return {span.data, span.data + span.size};
+    return tables.texts[id].ids();  // empty where another thread has freed it by now
   }
   std::vector<std::int32_t> candidate_set(std::int32_t id) const {
     const Reclaimer::Guard guard(reclaimer_);
     adopt(nullptr, 0, &id, 1);
     const Tables& tables = state().tables;
     tables.require_set(id, "candidates");
-    const Span span = tables.sets[id];
-    return {span.data, span.data + span.size};
+    return tables.sets[id].ids();
   }
   void set_template(std::vector<Op> ops) {
     std::unique_lock commit(commit_, std::defer_lock);
@@ -192,7 +190,7 @@ class ReplayBuffer {
   // Under both mutexes. The position of the next episode.
   std::uint64_t ready_to_intern(const InternTable& table, const std::vector<std::int32_t>& ids) {
     const std::size_t more =
-        table.find(ids.data(), ids.size()) < 0 ? InternTable::bytes_of(ids.size()) : 0;
+        table.find(ids.data(), ids.size()) < 0 ? InternTable::bytes_of(ids) : 0;
     if (more > 0 && !owned_->make_room(more)) {
       throw ReplayFault("there is no room for a list of " + std::to_string(ids.size()) +
                         " ids: of capacity_bytes = " + std::to_string(settings_.capacity_bytes) +

@@ -30,30 +30,55 @@ struct BatchArrays {
   std::int64_t* key;
 };
 
-// Copies tokens. Small texts go by whole blocks: a text owns the memory up to the next block, and
+// Ids of two bytes to ids of four; whole blocks.
+inline void widen_blocks(const std::uint16_t* from, std::size_t size, std::int32_t* to) {
+  for (std::size_t at = 0; at < size; at += Span::kBlock) {
+    std::copy_n(from + at, Span::kBlock, to + at);
+  }
+}
+#ifdef __x86_64__
+[[gnu::target("avx2")]] inline void widen_blocks_avx2(const std::uint16_t* from, std::size_t size,
+                                                      std::int32_t* to) {
+  for (std::size_t at = 0; at < size; at += Span::kBlock) {
+    for (std::size_t i = at; i < at + Span::kBlock; ++i) to[i] = from[i];
+  }
+}
+inline auto best_widen_blocks() {
+  return __builtin_cpu_supports("avx2") ? widen_blocks_avx2 : widen_blocks;
+}
+#else
+inline auto best_widen_blocks() { return widen_blocks; }
+#endif
+
+// Copies tokens. Texts go by whole blocks: a text owns the memory up to the next block, and
 // what is written too much is overwritten by the next text; the last ones are copied exactly.
 inline void gather(const std::vector<Span>& spans, std::size_t tokens, std::int32_t* to) {
   // Of the text that comes so many texts later that 1024 tokens lie between, as many lines as can
   // be under way; those behind follow by themselves, as reading goes on in a straight line.
   const std::size_t ahead = std::clamp<std::size_t>(1024 * spans.size() / (tokens + 1), 8, 48);
-  constexpr std::size_t kLine = 64 / sizeof(std::int32_t);
+  constexpr std::size_t kLine = 64;
   constexpr std::size_t kMost = 16 * kLine;
+  const auto widen = best_widen_blocks();
   std::size_t left = tokens;
   for (std::size_t i = 0; i < spans.size(); ++i) {
     if (i + ahead < spans.size()) {
       const Span& later = spans[i + ahead];
-      const std::size_t size = std::min(later.size, kMost);
-      for (std::size_t t = 0; t < size; t += kLine) __builtin_prefetch(later.data + t);
+      const std::size_t bytes = std::min(later.bytes(), kMost);
+      const auto* first = static_cast<const std::byte*>(later.data);
+      for (std::size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(first + at);
     }
     const Span span = spans[i];
-    const std::size_t blocks = (span.size + Span::kPad - 1) / Span::kPad;
-    if (blocks <= 4 && blocks * Span::kPad <= left) {
-      for (std::size_t b = 0; b < blocks; ++b) {
-        std::memcpy(to + b * Span::kPad, span.data + b * Span::kPad,
-                    Span::kPad * sizeof(std::int32_t));
+    const std::size_t padded = (span.size + Span::kBlock - 1) / Span::kBlock * Span::kBlock;
+    if (padded > left) {
+      span.copy_to(to);
+    } else if (span.narrow) {
+      widen(span.two_bytes(), padded, to);
+    } else if (padded <= 4 * Span::kBlock) {
+      for (std::size_t at = 0; at < padded; at += Span::kBlock) {
+        std::memcpy(to + at, span.four_bytes() + at, Span::kBlock * sizeof *to);
       }
     } else {
-      std::memcpy(to, span.data, span.size * sizeof(std::int32_t));
+      std::memcpy(to, span.data, span.bytes());
     }
     to += span.size;
     left -= span.size;

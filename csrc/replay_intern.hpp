@@ -1,10 +1,8 @@
-// Interned lists of int32, in memory that does not move.
+// Interned lists of ids, in memory that does not move.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
@@ -16,16 +14,9 @@
 #include "replay_lines.hpp"
 #include "replay_reserved.hpp"
 #include "replay_ring.hpp"
+#include "replay_span.hpp"
 
 namespace sacglam::replay {
-
-// A run of int32 that stays where it is for the life of its table. It begins at a multiple of
-// kPad, and the memory up to the next multiple belongs to it: copies may go by whole blocks.
-struct Span {
-  static constexpr std::size_t kPad = 8;
-  const std::int32_t* data;
-  std::size_t size;
-};
 
 // Where the lists of a table lie that are interned elsewhere: in shared memory.
 class TableSource {
@@ -48,7 +39,7 @@ class TableSource {
 // one of its own.
 class InternTable {
  public:
-  static constexpr std::size_t kMaxSize = std::size_t{1} << 30;
+  static constexpr std::size_t kMaxSize = (std::size_t{1} << 30) - 1;
 
   explicit InternTable(Reclaimer& reclaimer, TableSource* source = nullptr, bool frees = false)
       : reclaimer_(reclaimer), source_(source) {
@@ -64,23 +55,21 @@ class InternTable {
 
   ~InternTable() {
     for (const std::int32_t id : slots_) {
-      if (reserved_ && id >= 0) std::free(const_cast<std::int32_t*>(all_[id].list()));
+      if (reserved_ && id >= 0) std::free(const_cast<void*>(all_[id].span().data));
     }
   }
   InternTable(const InternTable&) = delete;
   InternTable& operator=(const InternTable&) = delete;
 
   std::int32_t intern(const std::int32_t* data, std::size_t size) {
-    if (size > kMaxSize) throw ReplayFault("a list of more than 2^30 ids cannot be interned");
+    if (size > kMaxSize) throw ReplayFault("a list of 2^30 ids or more cannot be interned");
     if (source_ != nullptr) return source_->intern(data, size);  // to be adopted
     if ((live_ + 1) * 2 > slots_.size()) grow_slots();
     const std::uint32_t hash = hash_of(data, size);
     std::size_t slot = hash & (slots_.size() - 1);
     while (slots_[slot] >= 0) {
       const Entry& e = all_[slots_[slot]];
-      if (e.hash == hash && e.size == size && std::equal(data, data + size, e.list())) {
-        return slots_[slot];
-      }
+      if (e.hash == hash && e.span().equals(data, size)) return slots_[slot];
       slot = (slot + 1) & (slots_.size() - 1);
     }
     const auto most = static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max());
@@ -90,7 +79,7 @@ class InternTable {
     }
     if (count_ == room_for_entries_) grow_entries();
     if (reserved_) reserved_->take(count_);
-    all_[count_].set({reserved_ ? store_alone(data, size) : store(data, size), size}, hash);
+    all_[count_].set(reserved_ ? store_alone(data, size) : store(data, size), hash);
     slots_[slot] = static_cast<std::int32_t>(count_);
     ++count_;
     ++live_;
@@ -105,14 +94,12 @@ class InternTable {
     for (std::size_t slot = hash & (slots_.size() - 1); slots_[slot] >= 0;
          slot = (slot + 1) & (slots_.size() - 1)) {
       const Entry& e = all_[slots_[slot]];
-      if (e.hash == hash && e.size == size && std::equal(data, data + size, e.list())) {
-        return slots_[slot];
-      }
+      if (e.hash == hash && e.span().equals(data, size)) return slots_[slot];
     }
     return -1;
   }
   Span find_at_source(std::int32_t id) const {
-    return source_ == nullptr ? Span{nullptr, 0} : source_->find(id);
+    return source_ == nullptr ? Span{} : source_->find(id);
   }
   // Of a view: whether `id` is there now, or is at the source.
   bool adopt(std::int32_t id) {
@@ -124,18 +111,16 @@ class InternTable {
   }
   // Of a view, which does not have `id` yet.
   void adopt_copy(std::int32_t id, const std::vector<std::int32_t>& list) {
-    note(id, {store(list.data(), list.size()), list.size()});
+    note(id, store(list.data(), list.size()));
   }
 
   // Readers: inside a Reclaimer::Guard, as the array of entries may be replaced by a larger one.
   bool contains(std::int32_t id) const {
-    return id >= 0 && id < size() && entries_.load(std::memory_order_acquire)[id].list() != nullptr;
+    return id >= 0 && id < size() && entries_.load(std::memory_order_acquire)[id].is_set();
   }
   // Empty, its data null, where there is none (any more).
   Span operator[](std::int32_t id) const {
-    const Entry& e = entries_.load(std::memory_order_acquire)[id];
-    const std::int32_t* list = e.list();
-    return {list, list == nullptr ? 0 : e.size};
+    return entries_.load(std::memory_order_acquire)[id].span();
   }
   void prefetch(std::int32_t id) const {
     __builtin_prefetch(entries_.load(std::memory_order_acquire) + id);
@@ -158,7 +143,11 @@ class InternTable {
   // What the lists that are interned now take, with all that is kept about each.
   std::size_t live_bytes() const { return live_bytes_; }
   std::size_t live() const { return live_; }
-  static std::size_t bytes_of(std::size_t size) { return units_of(size) * sizeof(Unit) + kAbout; }
+  static std::size_t bytes_of(const Span& list) { return list.units() * Span::kUnit + kAbout; }
+  static std::size_t bytes_of(const std::vector<std::int32_t>& ids) {
+    const bool narrow = Span::fits_two_bytes(ids.data(), ids.size());
+    return Span::units_of(ids.size(), narrow) * Span::kUnit + kAbout;
+  }
   // For loading: the next id to give.
   void skip_to(std::int32_t id) {
     count_ = std::max(count_, static_cast<std::size_t>(id));
@@ -168,8 +157,8 @@ class InternTable {
   void release(std::int32_t id) {
     Entry& e = all_[id];
     forget_slot(id, e.hash);
-    released_.emplace_back(const_cast<std::int32_t*>(e.list()));
-    live_bytes_ -= bytes_of(e.size);
+    released_.emplace_back(static_cast<std::byte*>(const_cast<void*>(e.span().data)));
+    live_bytes_ -= bytes_of(e.span());
     --live_;
     // Nothing else of it: a reader who found the list reads its size.
     e.data.store(nullptr, std::memory_order_release);
@@ -184,34 +173,32 @@ class InternTable {
   struct Entry {
     // Null where a view has no list yet. Set once, after the rest (release), as a view's entries
     // are filled in any order beside readers who look whether they are there (acquire).
-    std::atomic<const std::int32_t*> data{nullptr};
-    std::uint32_t size = 0;
+    std::atomic<const void*> data{nullptr};
+    std::uint32_t size_and_form = 0;  // twice the size, and 1 if narrow
     std::uint32_t hash = 0;
 
-    const std::int32_t* list() const { return data.load(std::memory_order_acquire); }
+    bool is_set() const { return data.load(std::memory_order_acquire) != nullptr; }
+    Span span() const {
+      const void* list = data.load(std::memory_order_acquire);
+      if (list == nullptr) return {};
+      return {list, size_and_form / 2, size_and_form % 2 != 0};
+    }
     void set(const Span& span, std::uint32_t its_hash) {
-      size = static_cast<std::uint32_t>(span.size);
+      size_and_form = 2 * span.size + (span.narrow ? 1 : 0);
       hash = its_hash;
       data.store(span.data, std::memory_order_release);
     }
   };
-  struct alignas(sizeof(std::int32_t) * Span::kPad) Unit {
-    std::int32_t ids[Span::kPad];
-  };
   struct Free {
-    void operator()(std::int32_t* p) const { std::free(p); }
+    void operator()(std::byte* p) const { std::free(p); }
   };
-  using Memory = std::unique_ptr<std::int32_t, Free>;
+  using Memory = std::unique_ptr<std::byte, Free>;
   // Of a list that can be freed: its entry, slots, lifetime and the allocator's own.
   static constexpr std::size_t kAbout = 160;
   static constexpr std::size_t kSmallestChunk = std::size_t{1} << 14;  // bytes
 
   static std::uint32_t hash_of(const std::int32_t* data, std::size_t size) {
     return static_cast<std::uint32_t>(long_hash_of(data, size) >> 32);
-  }
-
-  static std::size_t units_of(std::size_t size) {
-    return std::max<std::size_t>(1, (size + Span::kPad - 1) / Span::kPad);
   }
 
   void note(std::int32_t id, const Span& span) {
@@ -222,26 +209,22 @@ class InternTable {
     published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
   }
 
-  const std::int32_t* store(const std::int32_t* data, std::size_t size) {
-    const std::size_t units = units_of(size);
+  Span store(const std::int32_t* data, std::size_t size) {
+    const bool narrow = Span::fits_two_bytes(data, size);
+    const std::size_t units = Span::units_of(size, narrow);
     if (units > room_) new_chunk(units);
-    std::int32_t* place = next_;
-    next_ += units * Span::kPad;
     room_ -= units;
-    if (size > 0) std::memcpy(place, data, size * sizeof(std::int32_t));
-    std::fill(place + size, next_, 0);  // copied by whole blocks, so it must hold something
-    return place;
+    return Span::write(data, size, narrow, std::exchange(next_, next_ + units * Span::kUnit));
   }
 
-  const std::int32_t* store_alone(const std::int32_t* data, std::size_t size) {
-    const std::size_t units = units_of(size);
-    auto* place =
-        static_cast<std::int32_t*>(std::aligned_alloc(alignof(Unit), units * sizeof(Unit)));
+  Span store_alone(const std::int32_t* data, std::size_t size) {
+    const bool narrow = Span::fits_two_bytes(data, size);
+    const std::size_t units = Span::units_of(size, narrow);
+    void* place = std::aligned_alloc(Span::kUnit, units * Span::kUnit);
     if (place == nullptr) throw std::bad_alloc();
-    if (size > 0) std::memcpy(place, data, size * sizeof(std::int32_t));
-    std::fill(place + size, place + units * Span::kPad, 0);
-    live_bytes_ += bytes_of(size);
-    return place;
+    const Span out = Span::write(data, size, narrow, place);
+    live_bytes_ += bytes_of(out);
+    return out;
   }
 
   // Closes the gap in its run of slots, so that what was placed behind it is still found.
@@ -261,12 +244,12 @@ class InternTable {
   // Chunks grow with the table, to whole huge pages in the end: batches gather from all over
   // them, and translating addresses costs as much as the copies when pages are small.
   void new_chunk(std::size_t units) {
-    std::size_t bytes = std::max(units * sizeof(Unit), std::min(chunk_bytes_, 2 * kHugePage));
+    std::size_t bytes = std::max(units * Span::kUnit, std::min(chunk_bytes_, 2 * kHugePage));
     bytes = whole_units(std::max(bytes, kSmallestChunk));
-    chunks_.emplace_back(static_cast<std::int32_t*>(allocate_lines(bytes)));
+    chunks_.emplace_back(static_cast<std::byte*>(allocate_lines(bytes)));
     chunk_bytes_ += bytes;
     next_ = chunks_.back().get();
-    room_ = bytes / sizeof(Unit);
+    room_ = bytes / Span::kUnit;
   }
 
   void grow_entries() {
@@ -274,7 +257,7 @@ class InternTable {
     std::shared_ptr<Entry[]> bigger = make_lines<Entry>(room);
     for (std::size_t i = 0; i < count_; ++i) {
       const Entry& e = all_[i];
-      bigger.get()[i].set({e.list(), e.size}, e.hash);
+      bigger.get()[i].set(e.span(), e.hash);
     }
     entries_.store(bigger.get(), std::memory_order_release);
     std::swap(owned_, bigger);
@@ -309,7 +292,7 @@ class InternTable {
   std::vector<std::int32_t> slots_;  // open addressing, a power of two, -1 = empty
   std::vector<Memory> chunks_;
   std::size_t chunk_bytes_ = 0;
-  std::int32_t* next_ = nullptr;
+  std::byte* next_ = nullptr;
   std::size_t room_ = 0;  // units left in the last chunk
 };
 

@@ -28,7 +28,7 @@ class Lifetimes {
   void touch_set(std::int32_t id, std::uint64_t episode) {
     if (!touch(sets_, id, episode)) return;
     const Span set = tables_.sets[id];
-    for (std::size_t i = 0; i < set.size; ++i) hold(set.data[i], episode);
+    for (std::size_t i = 0; i < set.size; ++i) hold(set[i], episode);
   }
   void touch(const EpisodeInput& input, std::uint64_t episode) {
     touch_text(input.goal, episode);
@@ -48,8 +48,7 @@ class Lifetimes {
   // Frees what no episode from `head` on uses. Readers who look at it keep the memory.
   void sweep(std::uint64_t head) {
     while (const auto id = next_dead(sets_, head)) {
-      const Span set = tables_.sets[*id];
-      const std::vector<std::int32_t> members(set.data, set.data + set.size);
+      const std::vector<std::int32_t> members = tables_.sets[*id].ids();
       tables_.sets.release(*id);
       sets_.lives.erase(*id);
       for (const std::int32_t text : members) {

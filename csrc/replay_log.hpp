@@ -86,7 +86,7 @@ class SharedLog {
   using Head = SegmentHead<DefaultSync>;
   static_assert(Word::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
 
-  static constexpr std::uint64_t kMagic = 0x31474F4C47434153ULL;  // "SACGLOG1"
+  static constexpr std::uint64_t kMagic = 0x32474F4C47434153ULL;  // "SACGLOG2"
   static constexpr std::size_t kEpisodeWords = 4;
 
   static constexpr std::uint64_t kMostSegments = std::uint64_t{1} << 16;

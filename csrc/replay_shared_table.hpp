@@ -1,4 +1,4 @@
-// Interned lists of int32 in shared memory: any number of processes intern, without a lock.
+// Interned lists of ids in shared memory: any number of processes intern, without a lock.
 //
 // Three arrays: ids (each list once, in the arena), entries (id -> where its list lies), slots (an
 // open-addressing hash table of ids). A list is written where nobody looks, then its entry is
@@ -10,7 +10,6 @@
 
 #include <atomic>
 #include <bit>
-#include <cstring>
 
 #include "replay_mapping.hpp"
 #include "replay_tables.hpp"
@@ -20,8 +19,8 @@ namespace sacglam::replay {
 // The arena of all tables: taken from the shared one in chunks, each of which one process fills.
 class SharedArena {
  public:
-  static constexpr std::size_t kUnit = sizeof(std::int32_t) * Span::kPad;  // bytes
-  static constexpr std::size_t kChunk = (std::size_t{1} << 16) / kUnit;    // units
+  static constexpr std::size_t kUnit = Span::kUnit;                      // bytes
+  static constexpr std::size_t kChunk = (std::size_t{1} << 16) / kUnit;  // units
 
   SharedArena(const Mapping& mapping, std::atomic<std::uint64_t>& next, std::size_t begin)
       : mapping_(mapping), next_(next), begin_(begin) {}
@@ -32,9 +31,7 @@ class SharedArena {
     left_ -= units;
     return std::exchange(at_, at_ + units);
   }
-  std::int32_t* at(std::uint64_t unit) const {
-    return reinterpret_cast<std::int32_t*>(mapping_.data() + begin_ + unit * kUnit);
-  }
+  void* at(std::uint64_t unit) const { return mapping_.data() + begin_ + unit * kUnit; }
   std::uint64_t taken() const { return std::min(next_.load(std::memory_order_relaxed), room()); }
   std::size_t bytes() const { return taken() * kUnit; }
   std::uint64_t room() const { return (mapping_.bytes() - begin_) / kUnit; }
@@ -70,8 +67,9 @@ class SharedTable final : public TableSource {
  public:
   struct Places {
     std::atomic<std::uint32_t>* count;
-    std::atomic<std::uint64_t>* slots;    // [slots]: tag (high half), id + 1 (low half); 0 = empty
-    std::atomic<std::uint64_t>* entries;  // [room]: first unit + 1 (33 bits), size (31); 0 = none
+    std::atomic<std::uint64_t>* slots;  // [slots]: tag (high half), id + 1 (low half); 0 = empty
+    // 0: none
+    std::atomic<std::uint64_t>* entries;  // [room]: first unit + 1 (33 bits), narrow (1), size (30)
     std::size_t room;
     std::size_t slot_count;  // a power of two, at least 2 * room
   };
@@ -101,9 +99,7 @@ class SharedTable final : public TableSource {
       if ((there & ~std::uint64_t{0xFFFFFFFF}) != tag) continue;
       const auto id = static_cast<std::int32_t>((there & 0xFFFFFFFF) - 1);
       const Span span = find(id);
-      if (span.data != nullptr && span.size == size && std::equal(data, data + size, span.data)) {
-        return id;
-      }
+      if (span.data != nullptr && span.equals(data, size)) return id;
     }
     // Of a sound table at least half the slots are empty.
     throw ReplayFault(std::string("the shared table of ") + kind_ + " is damaged: it has no end");
@@ -111,15 +107,16 @@ class SharedTable final : public TableSource {
 
   // Its data is null when nobody has published this id.
   Span find(std::int32_t id) const override {
-    if (id < 0 || static_cast<std::size_t>(id) >= p_.room) return {nullptr, 0};
+    if (id < 0 || static_cast<std::size_t>(id) >= p_.room) return {};
     // Acquire: pairs with the store in add(); the list is there.
     const std::uint64_t entry = p_.entries[id].load(std::memory_order_acquire);
-    const std::uint64_t first = (entry >> kSizeBits) - 1;
-    const std::uint64_t size = entry & kSizeMask;
+    const std::uint64_t first = (entry >> kPlaceShift) - 1;
+    const bool narrow = (entry & kNarrow) != 0;
+    const auto size = static_cast<std::uint32_t>(entry & (kNarrow - 1));
     // A sound one lies in what was taken before it was published; no unit is there for entry 0.
     const std::uint64_t end = arena_.taken();
-    if (first >= end || units_of(size) > end - first) return {nullptr, 0};
-    return {arena_.at(first), size};
+    if (first >= end || Span::units_of(size, narrow) > end - first) return {};
+    return {arena_.at(first), size, narrow};
   }
   std::int32_t size() const {
     return static_cast<std::int32_t>(
@@ -127,19 +124,14 @@ class SharedTable final : public TableSource {
   }
 
  private:
-  static constexpr unsigned kSizeBits = 31;
-  static constexpr std::uint64_t kSizeMask = (std::uint64_t{1} << kSizeBits) - 1;
-
-  static std::size_t units_of(std::size_t size) {
-    return std::max<std::size_t>(1, (size + Span::kPad - 1) / Span::kPad);
-  }
+  static constexpr unsigned kPlaceShift = 31;
+  static constexpr std::uint64_t kNarrow = std::uint64_t{1} << (kPlaceShift - 1);
+  static_assert(InternTable::kMaxSize < kNarrow);
 
   std::int32_t add(const std::int32_t* data, std::size_t size) {
-    const std::size_t units = units_of(size);
-    const std::uint64_t first = arena_.take(units);
-    std::int32_t* to = arena_.at(first);
-    if (size > 0) std::memcpy(to, data, size * sizeof(std::int32_t));
-    std::fill(to + size, to + units * Span::kPad, 0);
+    const bool narrow = Span::fits_two_bytes(data, size);
+    const std::uint64_t first = arena_.take(Span::units_of(size, narrow));
+    Span::write(data, size, narrow, arena_.at(first));
     // Looked at first, so that the counter cannot wrap, however often a full table is tried.
     const bool full = p_.count->load(std::memory_order_relaxed) >= p_.room;
     const std::size_t id = full ? p_.room : p_.count->fetch_add(1, std::memory_order_relaxed);
@@ -148,7 +140,8 @@ class SharedTable final : public TableSource {
                         std::to_string(p_.room) +
                         " different ones; create the buffer with larger shared_texts");
     }
-    p_.entries[id].store(((first + 1) << kSizeBits) | size, std::memory_order_release);
+    p_.entries[id].store(((first + 1) << kPlaceShift) | (narrow ? kNarrow : 0) | size,
+                         std::memory_order_release);
     return static_cast<std::int32_t>(id);
   }
 

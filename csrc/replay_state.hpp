@@ -76,10 +76,10 @@ inline std::size_t State::bytes_of(const EpisodeInput& input) const {
   for (const std::int32_t id :
        std::unordered_set<std::int32_t>(input.candidates.begin(), input.candidates.end())) {
     const Span set = tables.sets[id];
-    bytes += InternTable::bytes_of(set.size);
-    texts.insert(set.data, set.data + set.size);
+    bytes += InternTable::bytes_of(set);
+    for (std::size_t i = 0; i < set.size; ++i) texts.insert(set[i]);
   }
-  for (const std::int32_t id : texts) bytes += InternTable::bytes_of(tables.texts[id].size);
+  for (const std::int32_t id : texts) bytes += InternTable::bytes_of(tables.texts[id]);
   return bytes;
 }
 
@@ -144,10 +144,11 @@ inline void write_table(const InternTable& table, const TableSnapshot& snapshot,
   writer.put<std::uint64_t>(there.size());
   writer.put(snapshot.end);
   for (const auto& [id, last_use, span] : there) {
+    const std::vector<std::int32_t> ids = span.ids();
     writer.put(id);
     writer.put(last_use);
-    writer.put<std::uint64_t>(span.size);
-    writer.put_array(span.data, span.size);
+    writer.put<std::uint64_t>(ids.size());
+    writer.put_array(ids.data(), ids.size());
   }
 }
 

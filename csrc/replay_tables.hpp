@@ -22,13 +22,14 @@ struct Tables {
   bool adopt_text(std::int32_t id) {
     if (texts.contains(id)) return true;
     const Span text = texts.find_at_source(id);
-    const auto negative = [](std::int32_t token) { return token < 0; };
-    return !std::any_of(text.data, text.data + text.size, negative) && texts.adopt(id);
+    for (std::size_t i = 0; i < text.size; ++i) {
+      if (text[i] < 0) return false;
+    }
+    return texts.adopt(id);
   }
   bool adopt_set(std::int32_t id) {
     if (sets.contains(id)) return true;
-    const Span set = sets.find_at_source(id);
-    const std::vector<std::int32_t> ids(set.data, set.data + set.size);
+    const std::vector<std::int32_t> ids = sets.find_at_source(id).ids();
     const auto known = [&](std::int32_t text) { return adopt_text(text); };
     if (ids.empty() || !std::all_of(ids.begin(), ids.end(), known)) return false;
     sets.adopt_copy(id, ids);

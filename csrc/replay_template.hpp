@@ -98,7 +98,7 @@ class Template {
     const Span set = tables.sets[candidates];
     for (std::size_t i = 0; i < set.size; ++i) {
       if (i > 0) put(op.arg);
-      put(set.data[i]);
+      put(set[i]);
     }
   }
 
@@ -115,7 +115,7 @@ class Template {
           const Span set = tables.sets[steps.candidates(i)];
           const auto chosen = static_cast<std::size_t>(steps.action(i));
           if (chosen >= set.size) return false;
-          text = set.data[chosen];
+          text = set[chosen];
         }
         put(text);
       }

@@ -114,7 +114,8 @@ class Oracle:
 
     @staticmethod
     def _list_bytes(key):
-        return 160 + 32 * max(1, math.ceil(len(key) / 8))
+        width = 2 if all(i < 2**16 for i in key) else 4
+        return 160 + 32 * max(1, math.ceil(width * len(key) / 32))
 
     def content_bytes(self):
         lists = [x for x in self.texts + self.sets if x is not None]

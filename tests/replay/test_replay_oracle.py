@@ -29,7 +29,14 @@ TEMPLATE = [
 
 
 def texts():
-    return [list(range(i * 3, i * 3 + i)) for i in range(N_TEXTS)]  # text 0 is empty
+    # Text 0 is empty; every second one is near 2^16, where ids no longer fit two bytes.
+    return [
+        list(range(first, first + size))
+        for first, size in zip(
+            [0, 65_535, 6, 65_533, 12, 65_529, 18, 65_530, 24], [0, 1, 2, 3, 8, 8, 9, 16, 35],
+            strict=True,
+        )
+    ]  # fmt: skip
 
 
 def fill_tables(buffer) -> None:
