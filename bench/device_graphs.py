@@ -60,7 +60,7 @@ def random_batch(policy: Any, seed: int, prompts: int, length: int, vocab: int =
                 ]
             )
         )
-    chosen = np.array(sets, dtype=np.int32)[rng.integers(0, len(sets), prompts)]
+    chosen = [sets[k] for k in rng.integers(0, len(sets), prompts)]
     return ids, np.cumsum([0, *lengths], dtype=np.int64), chosen
 
 

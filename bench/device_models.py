@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from device_kernels import Method, Prepare, Record
 from device_workloads import Ceilings, Model
-from sacglam._C import ForestPacker
+from sacglam._C import CandidateSet, ForestPacker
 from sacglam.models.forest import Forest, forest_from_packed
 from sacglam.models.scoring import candidate_policy
 from sacglam.models.trunk import Trunk, make_trunk
@@ -48,13 +48,11 @@ class Batch:
         step = 97 * np.arange(CANDIDATES)  # no two candidates share their first token
         first = rng.integers(vocab, size=(prompts, 1)) + step
         self.actions[:, :, 0] = first % (vocab - 3) + 3
-        packer = ForestPacker(decoder_start)
-        for b in range(prompts):
-            offsets = np.arange(CANDIDATES + 1, dtype=np.int64) * LENGTH
-            packer.add_set(b, self.actions[b].ravel(), offsets)
-        packed = packer.pack(
-            self.prompts.ravel(), np.arange(prompts + 1, dtype=np.int64) * length,
-            np.arange(prompts, dtype=np.int32), False, None, shared,
+        offsets = np.arange(CANDIDATES + 1, dtype=np.int64) * LENGTH
+        sets = [CandidateSet(self.actions[b].ravel(), offsets) for b in range(prompts)]
+        packed = ForestPacker(decoder_start).pack(
+            self.prompts.ravel(), np.arange(prompts + 1, dtype=np.int64) * length, sets, False,
+            None, shared,
         )  # fmt: skip
         self.forest = forest_from_packed(packed, workloads.DEVICE)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from sacglam import Policy
+from sacglam._C import CandidateSet
 from sacglam.models.tiny import build_tokenizer
 from torch import Tensor
 from transformers import (
@@ -99,7 +100,7 @@ class Work:
     texts: list[list[str]]  # the candidates
     prompts: list[list[int]]
     candidates: list[list[list[int]]]
-    sets: np.ndarray
+    sets: list[CandidateSet]
     ids: np.ndarray
     offsets: np.ndarray
 
@@ -145,7 +146,7 @@ def with_candidates(work: Work, texts: list[list[str]]) -> Work:
         work,
         texts=texts,
         candidates=[[codec.action(a).tolist() for a in each] for each in texts],
-        sets=np.array([work.policy.candidate_set(each) for each in texts], dtype=np.int32),
+        sets=[work.policy.candidate_set(each) for each in texts],
     )
 
 

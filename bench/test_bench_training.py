@@ -12,11 +12,12 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sacglam import Policy, Trainer, make_env
@@ -70,23 +71,17 @@ class RepeatedPolicy:
         self.heads = copy.deepcopy(policy.heads)
         self.codec, self.options = policy.codec, policy.options
         self.device, self.dtype = policy.device, policy.dtype
-        self._ours = policy
-        self._tokens: dict[int, list[list[int]]] = {}
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         named = {f"model.{n}": p for n, p in self.model.named_parameters()}
         return named | {f"heads.{n}": p for n, p in self.heads.named_parameters()}
 
-    def candidate_set(self, actions: Sequence[str]) -> int:
-        """The same ids as our policy gives."""
-        found = self._ours.candidate_set(actions)
-        self._tokens[found] = [self.codec.action(a).tolist() for a in actions]
-        return found
-
     def pack(self, prompts, offsets, sets, *, leaves=True, rows=None, device=None) -> Repeated:
         where = range(len(sets)) if rows is None else rows.tolist()
         texts = [prompts[offsets[b] : offsets[b + 1]].tolist() for b in where]
-        each = [self._tokens[int(sets[b])] for b in where]
+        each = [
+            [c.tolist() for c in np.split(sets[b].tokens, sets[b].offsets[1:-1])] for b in where
+        ]
         pairs = [(p, c) for p, cs in zip(texts, each, strict=True) for c in cs]
         encoder = self.model.config.is_encoder_decoder
         ids, filled = _pad([p if encoder else p + c for p, c in pairs])
@@ -173,8 +168,6 @@ def prepared(request, tmp_path, quick) -> Setup:
     for _ in range(20 if quick else 60):
         trainer.algorithm.collector.step()
     rival = RepeatedPolicy(trainer.policy, str(tmp_path / "run" / "model"))
-    for actions in trainer.algorithm.texts.known_sets():
-        rival.candidate_set(actions)
     return Setup(trainer, rival)
 
 

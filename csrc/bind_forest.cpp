@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <numeric>
@@ -30,6 +31,11 @@ std::span<const T> view(const Array<T>& array, const char* name) {
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
+template <typename T>
+Array<T> copy(const std::vector<T>& values) {
+  return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
 // Hands a vector to NumPy without a copy: the capsule owns it.
 Array<std::int64_t> take(std::vector<std::int64_t>&& values) {
   auto owner = std::make_unique<std::vector<std::int64_t>>(std::move(values));
@@ -41,12 +47,16 @@ Array<std::int64_t> take(std::vector<std::int64_t>&& values) {
   return Array<std::int64_t>(size, data, capsule);
 }
 
+using SharedSet = std::shared_ptr<forest::CandidateSet>;
+
 py::dict pack(const forest::Packer& packer, const Array<std::int32_t>& prompts,
-              const Array<std::int64_t>& offsets, const Array<std::int32_t>& sets, bool keep_leaves,
-              const std::optional<Array<std::int64_t>>& rows, std::int64_t prefix) {
+              const Array<std::int64_t>& offsets, const std::vector<SharedSet>& sets,
+              bool keep_leaves, const std::optional<Array<std::int64_t>>& rows,
+              std::int64_t prefix) {
   const auto prompt_view = view(prompts, "prompts");
   const auto offset_view = view(offsets, "offsets");
-  const auto set_view = view(sets, "sets");
+  std::vector<const forest::CandidateSet*> set_view(sets.size());
+  std::ranges::transform(sets, set_view.begin(), [](const SharedSet& set) { return set.get(); });
   std::span<const std::int64_t> row_view;
   std::vector<std::int64_t> all_rows;
   if (rows) {
@@ -84,19 +94,27 @@ py::dict pack(const forest::Packer& packer, const Array<std::int32_t>& prompts,
 }  // namespace
 
 void bind_forest(py::module_& m) {
+  using forest::CandidateSet;
+  py::class_<CandidateSet, SharedSet>(m, "CandidateSet", "An ordered set of candidate actions.")
+      .def(py::init([](const Array<std::int32_t>& tokens, const Array<std::int64_t>& offsets) {
+             return std::make_shared<CandidateSet>(view(tokens, "tokens"),
+                                                   view(offsets, "offsets"));
+           }),
+           py::arg("tokens").noconvert(), py::arg("offsets").noconvert())
+      .def("__len__", [](const CandidateSet& self) { return self.offsets().size() - 1; })
+      .def("__eq__",
+           [](const CandidateSet& self, const py::object& other) {
+             return py::isinstance<CandidateSet>(other) && self == other.cast<CandidateSet&>();
+           })
+      .def("__hash__", [](const CandidateSet& self) { return self.hash(); })
+      .def_property_readonly("tokens", [](const CandidateSet& self) { return copy(self.tokens()); })
+      .def_property_readonly("offsets",
+                             [](const CandidateSet& self) { return copy(self.offsets()); });
   py::class_<forest::Packer>(m, "ForestPacker",
                              "Packs prompts and candidate tries into one row of tokens.")
       .def(py::init<std::int64_t>(), py::arg("decoder_start") = -1)
-      .def(
-          "add_set",
-          [](forest::Packer& self, std::int64_t id, const Array<std::int32_t>& tokens,
-             const Array<std::int64_t>& offsets) {
-            self.add_set(id, view(tokens, "tokens"), view(offsets, "offsets"));
-          },
-          py::arg("set_id"), py::arg("tokens").noconvert(), py::arg("offsets").noconvert())
-      .def("has_set", &forest::Packer::has_set, py::arg("set_id"))
       .def("pack", &pack, py::arg("prompts").noconvert(), py::arg("offsets").noconvert(),
-           py::arg("sets").noconvert(), py::arg("keep_leaves") = true, py::arg("rows") = py::none(),
+           py::arg("sets"), py::arg("keep_leaves") = true, py::arg("rows") = py::none(),
            py::arg("prefix") = 0);
 }
 

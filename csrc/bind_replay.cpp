@@ -146,6 +146,11 @@ void bind_replay(py::module_& m) {
            [](const ReplayBuffer& b, const py::object& id) {
              return to_numpy(b.candidate_set(to_id(id, "candidates")));
            })
+      .def("candidate_tokens",
+           [](const ReplayBuffer& b, const py::object& id) {
+             const auto [tokens, offsets] = b.candidate_tokens(to_id(id, "candidates"));
+             return py::make_tuple(to_numpy(tokens), to_numpy(offsets));
+           })
       .def("set_template",
            [](ReplayBuffer& b, const py::object& ops) { b.set_template(to_ops(ops, false)); })
       .def("add_episode",

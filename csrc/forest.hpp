@@ -38,6 +38,13 @@ struct Trie {
   [[nodiscard]] bool has_children(std::size_t node) const { return subtree[node] > 1; }
 };
 
+template <class Range>
+std::size_t hash_bytes(const Range& values) {
+  const std::string_view bytes(reinterpret_cast<const char*>(values.data()),
+                               values.size() * sizeof(*values.data()));
+  return std::hash<std::string_view>{}(bytes);
+}
+
 // Builds the trie of candidates given as concatenated token ids. Throws std::invalid_argument for
 // an empty set, an empty candidate, or two equal candidates.
 inline Trie build_trie(std::span<const std::int32_t> tokens,
@@ -108,6 +115,32 @@ inline Trie build_trie(std::span<const std::int32_t> tokens,
   return trie;
 }
 
+// A candidate set and its trie. It never changes, so that batches and threads may share it.
+class CandidateSet {
+ public:
+  // Candidates as concatenated token ids and offsets [K + 1]; throws as build_trie does.
+  CandidateSet(std::span<const std::int32_t> tokens, std::span<const std::int64_t> offsets)
+      : trie_(build_trie(tokens, offsets)),
+        tokens_(tokens.begin(), tokens.end()),
+        offsets_(offsets.begin(), offsets.end()),
+        hash_(hash_bytes(tokens_) * 31 + hash_bytes(offsets_)) {}
+
+  [[nodiscard]] const Trie& trie() const { return trie_; }
+  [[nodiscard]] const std::vector<std::int32_t>& tokens() const { return tokens_; }
+  [[nodiscard]] const std::vector<std::int64_t>& offsets() const { return offsets_; }
+  [[nodiscard]] std::size_t hash() const { return hash_; }
+  [[nodiscard]] bool operator==(const CandidateSet& other) const {
+    return this == &other ||
+           (hash_ == other.hash_ && tokens_ == other.tokens_ && offsets_ == other.offsets_);
+  }
+
+ private:
+  Trie trie_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<std::int64_t> offsets_;
+  std::size_t hash_;
+};
+
 // The packed batch. T nodes, P trees, B rows of the batch, E edges, C candidates over all trees.
 struct Packed {
   std::vector<std::int64_t> ids, pos, end;             // [T]
@@ -130,31 +163,16 @@ class Packer {
   // token and the prompt goes to the encoder.
   explicit Packer(std::int64_t decoder_start) : decoder_start_(decoder_start) {}
 
-  // Registers a candidate set under an id of the caller's choice; ids are small and dense.
-  void add_set(std::int64_t id, std::span<const std::int32_t> tokens,
-               std::span<const std::int64_t> offsets) {
-    if (id < 0 || id > kMaxSets) throw std::invalid_argument("candidate set id out of range");
-    Trie trie = build_trie(tokens, offsets);
-    if (static_cast<std::size_t>(id) >= tries_.size()) {
-      tries_.resize(static_cast<std::size_t>(id) + 1);
-    }
-    tries_[static_cast<std::size_t>(id)] = std::move(trie);
-  }
-
-  [[nodiscard]] bool has_set(std::int64_t id) const {
-    return id >= 0 && static_cast<std::size_t>(id) < tries_.size() &&
-           tries_[static_cast<std::size_t>(id)].nodes() > 0;
-  }
-
-  // Packs B prompts (concatenated ids, offsets [B + 1]) with their set ids [B]. Equal (prompt, set)
+  // Packs B prompts (concatenated ids, offsets [B + 1]) with their sets [B]. Equal (prompt, set)
   // pairs become one tree. keep_leaves: run last tokens too (the critic reads their hidden state);
   // without it, nodes that have no children are left out. rows: which of the B prompts to pack, in
   // this order. prefix: that many leading tokens of a causal model's prompts are packed once for
   // all trees, if all prompts have them in common and go on after them; else none are.
   [[nodiscard]] Packed pack(std::span<const std::int32_t> prompts,
                             std::span<const std::int64_t> offsets,
-                            std::span<const std::int32_t> sets, std::span<const std::int64_t> rows,
-                            bool keep_leaves, std::int64_t prefix) const {
+                            std::span<const CandidateSet* const> sets,
+                            std::span<const std::int64_t> rows, bool keep_leaves,
+                            std::int64_t prefix) const {
     check(prompts, offsets, sets, rows);
     Packed out;
     if (shares(prompts, offsets, rows, prefix)) {
@@ -175,11 +193,11 @@ class Packer {
     for (const std::int64_t signed_row : rows) {
       const auto row = static_cast<std::size_t>(signed_row);
       const auto prompt = slice(prompts, offsets, row);
-      const std::size_t hash = hash_of(prompt, sets[row]);
+      const std::size_t hash = hash_bytes(prompt) * 31 + sets[row]->hash();
       std::int64_t tree = -1;
       for (auto [it, last] = seen.equal_range(hash); it != last; ++it) {
         const auto [other, its_tree] = it->second;
-        if (sets[other] == sets[row] &&
+        if (*sets[other] == *sets[row] &&
             std::ranges::equal(prompt, slice(prompts, offsets, other))) {
           tree = its_tree;
           break;
@@ -188,7 +206,7 @@ class Packer {
       if (tree < 0) {
         tree = static_cast<std::int64_t>(out.tree_start.size()) - 1;
         seen.emplace(hash, std::pair{row, tree});
-        append_tree(out, prompt, tries_[static_cast<std::size_t>(sets[row])], keep_leaves);
+        append_tree(out, prompt, sets[row]->trie(), keep_leaves);
       }
       out.tree_of_row.push_back(tree);
     }
@@ -197,8 +215,6 @@ class Packer {
   }
 
  private:
-  static constexpr std::int64_t kMaxSets = std::int64_t{1} << 31;
-
   static std::span<const std::int32_t> slice(std::span<const std::int32_t> prompts,
                                              std::span<const std::int64_t> offsets,
                                              std::size_t row) {
@@ -220,13 +236,8 @@ class Packer {
     });
   }
 
-  static std::size_t hash_of(std::span<const std::int32_t> prompt, std::int32_t set) {
-    const std::string_view bytes(reinterpret_cast<const char*>(prompt.data()), prompt.size_bytes());
-    return std::hash<std::string_view>{}(bytes) * 31 + static_cast<std::size_t>(set);
-  }
-
   void check(std::span<const std::int32_t> prompts, std::span<const std::int64_t> offsets,
-             std::span<const std::int32_t> sets, std::span<const std::int64_t> rows) const {
+             std::span<const CandidateSet* const> sets, std::span<const std::int64_t> rows) const {
     for (const std::int64_t row : rows) {
       if (row < 0 || static_cast<std::size_t>(row) >= sets.size()) {
         throw std::invalid_argument("row " + std::to_string(row) + " is not in the batch of " +
@@ -243,8 +254,8 @@ class Packer {
       if (offsets[row + 1] <= offsets[row]) {
         throw std::invalid_argument("prompt " + std::to_string(row) + " is empty");
       }
-      if (!has_set(sets[row])) {
-        throw std::invalid_argument("unknown candidate set " + std::to_string(sets[row]));
+      if (sets[row] == nullptr) {
+        throw std::invalid_argument("prompt " + std::to_string(row) + " has no candidate set");
       }
     }
   }
@@ -312,7 +323,6 @@ class Packer {
   }
 
   std::int64_t decoder_start_;
-  std::vector<Trie> tries_;
 };
 
 }  // namespace sacglam::forest

@@ -62,6 +62,23 @@ class ReplayBuffer {
     tables.require_set(id, "candidates");
     return tables.sets[id].ids();
   }
+  // The tokens of a set's texts, one behind the other, and where each begins.
+  std::pair<std::vector<std::int32_t>, std::vector<std::int64_t>> candidate_tokens(
+      std::int32_t id) const {
+    const Reclaimer::Guard guard(reclaimer_);
+    adopt(nullptr, 0, &id, 1);
+    const Tables& tables = state().tables;
+    tables.require_set(id, "candidates");
+    std::vector<std::int32_t> tokens;
+    std::vector<std::int64_t> offsets = {0};
+    const Span set = tables.sets[id];
+    for (std::size_t i = 0; i < set.size; ++i) {
+      const std::vector<std::int32_t> text = tables.texts[set[i]].ids();
+      tokens.insert(tokens.end(), text.begin(), text.end());
+      offsets.push_back(static_cast<std::int64_t>(tokens.size()));
+    }
+    return {std::move(tokens), std::move(offsets)};
+  }
   void set_template(std::vector<Op> ops) {
     std::unique_lock commit(commit_, std::defer_lock);
     std::unique_lock lock(writers(intern_), std::defer_lock);

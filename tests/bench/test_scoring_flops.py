@@ -67,7 +67,7 @@ def test_equal_prompts_cost_once(work: Any) -> None:
         work,
         prompts=[prompt] * 4,
         candidates=[candidates] * 4,
-        sets=work.sets[[0] * 4],
+        sets=[work.sets[0]] * 4,
         ids=np.tile(np.asarray(prompt, dtype=np.int32), 4),
         offsets=np.arange(5, dtype=np.int64) * len(prompt),
     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sacglam._C import CandidateSet
 from sacglam.errors import CandidateError
 from sacglam.models.critics import prompts_with_actions
 from torch import Tensor
@@ -68,7 +69,7 @@ def test_reencoding_follows_the_chosen_rows_and_their_gradient(make_policy: Any)
     policy = make_policy("t5", critic="reencode")
     ids = [policy.codec.text(p) for p in PROMPTS]
     offsets = np.cumsum([0, *map(len, ids)])
-    sets = np.array([policy.candidate_set(c) for c in CANDIDATES], dtype=np.int32)
+    sets = [policy.candidate_set(c) for c in CANDIDATES]
     everything = policy.forward(policy.pack(np.concatenate(ids), offsets, sets))
     rows = np.array([3, 0])
     some = policy.forward(policy.pack(np.concatenate(ids), offsets, sets, rows=rows))
@@ -94,9 +95,11 @@ def test_an_empty_list_of_actions_is_refused_also_when_reencoding(make_policy: A
 
 def test_the_action_goes_before_what_closes_the_prompt():
     prompts, offsets = np.array([7, 8, 1, 9, 1], dtype=np.int32), np.array([0, 3, 5])
-    first, second = np.array([4], dtype=np.int32), np.array([5, 6], dtype=np.int32)
-    found = prompts_with_actions(prompts, offsets, [[first, second], [second]], None, 1)
+    tokens = np.array([4, 5, 6], dtype=np.int32)
+    first, second = (CandidateSet(ids, np.array([0, len(ids)])) for ids in (tokens[:1], tokens[1:]))
+    both = CandidateSet(tokens, np.array([0, 1, 3]))
+    found = prompts_with_actions(prompts, offsets, [both, second], None, 1)
     assert found[0].tolist() == [7, 8, 4, 1, 7, 8, 5, 6, 1, 9, 5, 6, 1]
     assert found[1].tolist() == [0, 4, 9, 13]
-    found = prompts_with_actions(prompts, offsets, [[first], [second]], np.array([1]), 1)
+    found = prompts_with_actions(prompts, offsets, [first, second], np.array([1]), 1)
     assert found[0].tolist() == [9, 5, 6, 1]

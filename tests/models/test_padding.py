@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sacglam._C import ForestPacker
+from sacglam._C import CandidateSet, ForestPacker
 from sacglam.models.forest import Forest, forest_from_packed
 from sacglam.models.padding import (
     holds,
@@ -147,26 +147,33 @@ def test_sizes_waste_less_than_a_quarter_or_an_eighth(count: int, parts: int):
 
 
 def random_forest(
-    packer: Any, rng: np.random.Generator, rows: int, shortest: int, longest: int
+    sets: list[CandidateSet],
+    decoder_start: int,
+    rng: np.random.Generator,
+    rows: int,
+    shortest: int,
+    longest: int,
 ) -> Forest:
-    """Each row has one of the packer's 20 sets of candidates."""
+    """Each row has one of these sets of candidates."""
     lengths = rng.integers(shortest, longest + 1, rows)
     prompts = rng.integers(4, 1000, lengths.sum()).astype(np.int32)
     offsets = np.cumsum([0, *lengths], dtype=np.int64)
-    sets = rng.integers(0, 20, rows).astype(np.int32)
-    return forest_from_packed(packer.pack(prompts, offsets, sets, False, None))
+    chosen = [sets[k] for k in rng.integers(0, len(sets), rows)]
+    return forest_from_packed(
+        ForestPacker(decoder_start).pack(prompts, offsets, chosen, False, None)
+    )
 
 
-def packer_with_sets(decoder_start: int, rng: np.random.Generator) -> Any:
-    packer = ForestPacker(decoder_start)
-    for k in range(20):  # 8 to 14 candidates of 1 to 5 tokens
+def random_sets(rng: np.random.Generator) -> list[CandidateSet]:
+    sets = []
+    for _ in range(20):  # 8 to 14 candidates of 1 to 5 tokens
         wanted, found = rng.integers(8, 15), set()
         while len(found) < wanted:
             found.add(tuple(rng.integers(4, 40, rng.integers(1, 6)).tolist()))
         tokens = [np.array(c, dtype=np.int32) for c in found]
         offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-        packer.add_set(k, np.concatenate(tokens), offsets)
-    return packer
+        sets.append(CandidateSet(np.concatenate(tokens), offsets))
+    return sets
 
 
 @pytest.mark.parametrize("decoder_start", [-1, 0])
@@ -175,15 +182,17 @@ def packer_with_sets(decoder_start: int, rng: np.random.Generator) -> Any:
 )
 def test_few_sizes_serve_many_batches(decoder_start: int, rows: int, shortest: int, longest: int):
     rng = np.random.default_rng(rows)
-    packer = packer_with_sets(decoder_start, rng)
-    forests = [random_forest(packer, rng, rows, shortest, longest) for _ in range(1000)]
+    sets = random_sets(rng)
+    forests = [
+        random_forest(sets, decoder_start, rng, rows, shortest, longest) for _ in range(1000)
+    ]
     assert len({padded_sizes(forest) for forest in forests}) <= 16
 
 
 def test_paths_of_padding_stay_short():
     rng = np.random.default_rng(0)
-    packer = packer_with_sets(-1, rng)
+    sets = random_sets(rng)
     for rows in range(1, 40):
-        padded = pad_forest(random_forest(packer, rng, rows, 5, 60))
+        padded = pad_forest(random_forest(sets, -1, rng, rows, 5, 60))
         assert int(padded.path_offsets.diff().max()) <= 16
         assert int(padded.plan.q_start.diff().max()) <= 128

@@ -56,31 +56,32 @@ def test_padding_keeps_it(make_policy: Any, monkeypatch: Any, leaves: bool):
     torch.testing.assert_close(got.log_pi[:rows, :columns], want.log_pi, rtol=1e-12, atol=1e-12)
 
 
-def packed(policy: Any, prompts: list[list[int]], prefix: int, rows: Any = None) -> Any:
+def packed(
+    policy: Any, actions: list[str], prompts: list[list[int]], prefix: int, rows: Any = None
+) -> Any:
     ids = np.array([t for p in prompts for t in p], dtype=np.int32)
     offsets = np.cumsum([0, *map(len, prompts)], dtype=np.int64)
-    sets = np.zeros(len(prompts), dtype=np.int32)
+    sets = [policy.candidate_set(actions)] * len(prompts)
     return policy.packer.pack(ids, offsets, sets, True, rows, prefix)
 
 
 def test_only_what_all_rows_share_and_go_on_after(make_policy: Any):
     policy = make_policy("llama")
-    policy.candidate_set(["a", "b"])
+    two = ["a", "b"]
     alike = [[5, 6, 7, 8], [5, 6, 7, 9], [5, 6, 7, 8]]
-    assert packed(policy, alike, 3)["prefix"] == 3
-    assert packed(policy, alike, 3)["end"][:3].tolist() == [3 + 2 * 3] * 3  # two trees of three
-    assert packed(policy, alike, 4)["prefix"] == 0  # nothing would be left
-    assert packed(policy, alike, -1)["prefix"] == 0
+    assert packed(policy, two, alike, 3)["prefix"] == 3
+    assert packed(policy, two, alike, 3)["end"][:3].tolist() == [3 + 2 * 3] * 3
+    assert packed(policy, two, alike, 4)["prefix"] == 0  # nothing would be left
+    assert packed(policy, two, alike, -1)["prefix"] == 0
     other = [[5, 6, 7, 8], [5, 1, 7, 9]]
-    assert packed(policy, other, 3)["prefix"] == 0
-    assert packed(policy, other, 1)["prefix"] == 1
+    assert packed(policy, two, other, 3)["prefix"] == 0
+    assert packed(policy, two, other, 1)["prefix"] == 1
     # Rows that are not packed do not count, and one alone shares with nobody.
-    assert packed(policy, [*alike, [1, 2]], 3, np.array([0, 1], dtype=np.int64))["prefix"] == 3
-    assert packed(policy, alike, 3, np.array([1], dtype=np.int64))["prefix"] == 0
+    assert packed(policy, two, [*alike, [1, 2]], 3, np.array([0, 1]))["prefix"] == 3
+    assert packed(policy, two, alike, 3, np.array([1], dtype=np.int64))["prefix"] == 0
 
 
 def test_encoders_and_cpus_do_not_share(make_policy: Any):
     assert make_policy("llama")._shared_tokens() == 0
     policy = make_policy("t5")
-    policy.candidate_set(["a"])
-    assert packed(policy, [[5, 6, 7], [5, 6, 8]], 2)["prefix"] == 0
+    assert packed(policy, ["a"], [[5, 6, 7], [5, 6, 8]], 2)["prefix"] == 0

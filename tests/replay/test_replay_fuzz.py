@@ -86,7 +86,7 @@ FAULTS = {
     "where a text lies in shared memory is not looked at": (
         "address,undefined",
         "damage_replay.py",
-        ("if (first >= end || units_of(size) > end - first)", "if (entry == 0)"),
+        ("if (first >= end || Span::units_of(size, narrow) > end - first)", "if (entry == 0)"),
     ),
 }
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from .._C import CandidateSet
 from .forest import Forest
 
 CRITICS = ("leaf", "reencode", "value")
@@ -26,7 +27,7 @@ Ids = npt.NDArray[np.int32]
 def prompts_with_actions(
     prompts: Ids,
     offsets: npt.NDArray[np.int64],
-    sets: Sequence[Sequence[Ids]],
+    sets: Sequence[CandidateSet],
     rows: npt.NDArray[np.int64] | None,
     closing: int,
 ) -> tuple[Ids, npt.NDArray[np.int64]]:
@@ -34,7 +35,7 @@ def prompts_with_actions(
 
     Args:
         prompts, offsets: the batch's prompts, concatenated ids and [B + 1].
-        sets: the candidates' ids of each of the B prompts.
+        sets: the candidates of each of the B prompts.
         rows: which of the prompts, in which order; None: all.
         closing: how many special tokens close a prompt; the action goes before them.
     """
@@ -42,7 +43,8 @@ def prompts_with_actions(
     for b in range(len(sets)) if rows is None else rows.tolist():
         end = offsets[b + 1] - closing
         before, after = prompts[offsets[b] : end], prompts[end : offsets[b + 1]]
-        found += [np.concatenate([before, action, after]) for action in sets[b]]
+        actions = np.split(sets[b].tokens, sets[b].offsets[1:-1])
+        found += [np.concatenate([before, action, after]) for action in actions]
     return np.concatenate(found), np.cumsum([0, *map(len, found)], dtype=np.int64)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .._C import ForestPacker
+from .._C import CandidateSet, ForestPacker
 from ..errors import CandidateError, CheckpointError, ConfigError, UnsupportedModelError
 from ..kernels import triton_available
 from ..text import PromptTemplate, TextCodec
@@ -30,6 +31,8 @@ from .trunk import make_trunk
 
 # A shorter beginning is not worth a tree of its own.
 SHARED_TOKENS = 16
+# How many lists of actions are remembered: some tens of megabytes where all are different.
+REMEMBERED_SETS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,9 @@ class Policy:
         self.heads = QHeads(self.trunk.hidden_size, self.options.q_layers, self.options.q_heads)
         self.heads.to(device=self.device, dtype=torch.promote_types(self.dtype, torch.float32))
         self.packer = ForestPacker(self.trunk.decoder_start)
-        self._sets: dict[tuple[str, ...], int] = {}
+        # Not of `self`: what refers to itself is freed late, and a model is large.
+        self._remembered_sets = lru_cache(REMEMBERED_SETS)(partial(_make_set, self.codec))
         self.reencodes = self.options.critic == "reencode" and self.trunk.encoder_decoder
-        if self.reencodes:  # its rows have their action in the prompt, and nothing to choose
-            self._sets[()] = 0
-            self.packer.add_set(0, np.zeros(1, dtype=np.int32), np.array([0, 1], dtype=np.int64))
         self._opening = len(self.codec.opening())
         self._graphs: ActingGraphs | None = None
         self._trained = [p for p in model.parameters() if p.requires_grad]
@@ -143,45 +144,19 @@ class Policy:
 
     # --- packed interface ---------------------------------------------------------------------
 
-    def candidate_set(self, actions: Sequence[str]) -> int:
-        """Register an ordered list of actions; equal lists get the same id.
+    def candidate_set(self, actions: Sequence[str]) -> CandidateSet:
+        """An ordered list of actions as `pack` takes it; recent ones are remembered.
 
         Raises:
             CandidateError: empty list, duplicates, or actions that are equal as tokens.
         """
-        key = tuple(actions)
-        if not key:
-            raise CandidateError("the candidate list is empty: a policy needs at least one action")
-        found = self._sets.get(key)
-        if found is not None:
-            return found
-        if len(set(key)) != len(key):
-            twice = sorted({a for a in key if key.count(a) > 1})
-            raise CandidateError(
-                f"duplicate candidates {twice}: each action may be listed once (duplicates would "
-                "get their probability twice)"
-            )
-        ids = [self.codec.action(action) for action in key]
-        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        set_id = len(self._sets)
-        try:
-            self.packer.add_set(set_id, np.concatenate(ids), offsets)
-        except ValueError as error:
-            raise CandidateError(
-                f"the tokenizer cannot tell these candidates apart ({error}): {list(key)}"
-            ) from error
-        self._sets[key] = set_id
-        return set_id
-
-    def known_sets(self) -> list[list[str]]:
-        """All registered lists of actions, in the order of their ids; for a checkpoint."""
-        return [list(key) for key in self._sets if key]
+        return self._remembered_sets(tuple(actions))
 
     def pack(
         self,
         prompts: npt.NDArray[np.int32],
         offsets: npt.NDArray[np.int64],
-        sets: npt.NDArray[np.int32],
+        sets: Sequence[CandidateSet],
         *,
         leaves: bool = True,
         rows: npt.NDArray[np.int64] | None = None,
@@ -213,16 +188,15 @@ class Policy:
         self,
         prompts: npt.NDArray[np.int32],
         offsets: npt.NDArray[np.int64],
-        sets: npt.NDArray[np.int32],
+        sets: Sequence[CandidateSet],
         rows: npt.NDArray[np.int64] | None,
     ) -> Forest:
         """A row for each candidate, which is written into the prompt."""
-        texts = list(self._sets)
-        candidates = [[self.codec.action(a) for a in texts[k]] for k in sets.tolist()]
         closing = len(self.codec.suffix)
-        ids, starts = prompts_with_actions(prompts, offsets, candidates, rows, closing)
-        none = np.zeros(len(starts) - 1, dtype=np.int32)
-        return forest_from_packed(self.packer.pack(ids, starts, none, False, None), self.device)
+        ids, starts = prompts_with_actions(prompts, offsets, sets, rows, closing)
+        # Nothing is left to choose: any set of one token will do.
+        chosen = [CandidateSet(np.zeros(1, dtype=np.int32), np.array([0, 1]))] * (len(starts) - 1)
+        return forest_from_packed(self.packer.pack(ids, starts, chosen, False, None), self.device)
 
     def forward(self, forest: Forest, *, with_q: bool = True) -> Scores:
         """Scores of all candidates, and what the critic says of them (Q, or V of the prompts), from
@@ -394,7 +368,7 @@ class Policy:
             )
         ids = [self.codec.text(prompt) for prompt in prompts]
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        sets = np.array([self.candidate_set(c) for c in candidates], dtype=np.int32)
+        sets = [self.candidate_set(c) for c in candidates]
         return self.pack(np.concatenate(ids), offsets, sets, leaves=leaves, device=device)
 
     # --- saving -------------------------------------------------------------------------------
@@ -416,6 +390,25 @@ class Policy:
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _make_set(codec: TextCodec, actions: tuple[str, ...]) -> CandidateSet:
+    if not actions:
+        raise CandidateError("the candidate list is empty: a policy needs at least one action")
+    if len(set(actions)) != len(actions):
+        twice = sorted({a for a in actions if actions.count(a) > 1})
+        raise CandidateError(
+            f"duplicate candidates {twice}: each action may be listed once (duplicates would "
+            "get their probability twice)"
+        )
+    ids = [codec.action(action) for action in actions]
+    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    try:
+        return CandidateSet(np.concatenate(ids), offsets)
+    except ValueError as error:
+        raise CandidateError(
+            f"the tokenizer cannot tell these candidates apart ({error}): {list(actions)}"
+        ) from error
 
 
 def load_saved_policy(folder: str | Path, *, device: torch.device | str = "cpu") -> Policy:

@@ -259,6 +259,10 @@ class ReplayBuffer:
         """The text ids of an interned candidate set."""
         return self._native.candidate_set(set_id)
 
+    def candidate_tokens(self, set_id: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The token ids of a candidate set's K texts, one behind the other, and offsets [K + 1]."""
+        return self._native.candidate_tokens(set_id)
+
     def set_template(self, ops: Sequence[tuple[Any, ...]]) -> None:
         """Say how a prompt is made: the concatenation of these parts.
 

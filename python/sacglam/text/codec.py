@@ -1,9 +1,10 @@
-"""Tokenises each segment once and keeps its ids."""
+"""Tokenises segments, and remembers their ids."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,16 @@ from .template import PromptTemplate
 
 Ids = npt.NDArray[np.int32]
 
+# How many texts are remembered: some tens of megabytes where all are different.
+REMEMBERED_TEXTS = 1 << 16
+
 
 class TokenisationWarning(UserWarning):
     """Segments do not tokenise to the ids of the whole prompt, or a word is unknown."""
 
 
 class TextCodec:
-    """Turns segments and actions into token ids with a Hugging Face tokenizer, each text once.
+    """Turns segments and actions into token ids with a Hugging Face tokenizer.
 
     A prompt is *defined* as the concatenation of its segments' ids, framed by the special tokens
     that the tokenizer itself would add (for a causal model only those in front). `check` says where
@@ -36,30 +40,30 @@ class TextCodec:
         self.tokenizer = tokenizer
         self.template = template
         self.encoder_decoder = encoder_decoder
-        self._cache: dict[str, Ids] = {}
+        self._remembered = lru_cache(REMEMBERED_TEXTS)(self._tokenise)
         self._warned_unknown = False
         self.prefix, self.suffix = _special_frame(tokenizer)
         if not encoder_decoder:
             self.suffix = self.suffix[:0]
 
     def ids(self, text: str) -> Ids:
-        """Token ids of one segment, without special tokens; int32 [n], cached."""
-        found = self._cache.get(text)
-        if found is None:
-            raw = self.tokenizer(text, add_special_tokens=False).input_ids
-            found = np.asarray(raw, dtype=np.int32)
-            found.flags.writeable = False
-            self._cache[text] = found
-            unknown = getattr(self.tokenizer, "unk_token_id", None)
-            if unknown is not None and not self._warned_unknown and (found == unknown).any():
-                self._warned_unknown = True
-                warnings.warn(
-                    f"the tokenizer does not know a part of {text!r}: it becomes the unknown "
-                    "token. For the built-in tiny models, add the missing words to the "
-                    "environment's `vocabulary` attribute (a list of texts).",
-                    TokenisationWarning,
-                    stacklevel=2,
-                )
+        """Token ids of one segment, without special tokens; int32 [n], remembered."""
+        return self._remembered(text)
+
+    def _tokenise(self, text: str) -> Ids:
+        raw = self.tokenizer(text, add_special_tokens=False).input_ids
+        found = np.asarray(raw, dtype=np.int32)
+        found.flags.writeable = False
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is not None and not self._warned_unknown and (found == unknown).any():
+            self._warned_unknown = True
+            warnings.warn(
+                f"the tokenizer does not know a part of {text!r}: it becomes the unknown "
+                "token. For the built-in tiny models, add the missing words to the "
+                "environment's `vocabulary` attribute (a list of texts).",
+                TokenisationWarning,
+                stacklevel=3,
+            )
         return found
 
     def action(self, action: str) -> Ids:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def checkpoint_folder(run: Path, env_steps: int) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._C import CandidateSet
 from ..envs.vector import Transition
 from ..models.forest import Forest
 from ..models.policy import Policy
@@ -91,10 +92,9 @@ def pack_episodes(policy: Policy, episodes: Sequence[Episode], *, leaves: bool) 
 
 def prompts_of(
     policy: Policy, episodes: Sequence[Episode]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], list[CandidateSet]]:
     """The present prompts as concatenated ids, offsets [B + 1], and candidate sets [B]."""
     codec = policy.codec
     ids = [codec.prompt(e.aim, e.observation, e.history, e.actions) for e in episodes]
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    sets = np.array([policy.candidate_set(e.actions) for e in episodes], dtype=np.int32)
-    return np.concatenate(ids), offsets, sets
+    return np.concatenate(ids), offsets, [policy.candidate_set(e.actions) for e in episodes]

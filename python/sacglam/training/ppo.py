@@ -84,18 +84,12 @@ class PpoAlgorithm:
     def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
         writer.tensors("optimizer", checkpoint.optimizer_tensors(self.optimiser.adam))
         writer.tensors("rollout", self.collector.rollout.tensors())
-        return {
-            "updates": self.updates,
-            "rollouts": self._rollouts,
-            "candidate_sets": self.policy.known_sets(),
-        }
+        return {"updates": self.updates, "rollouts": self._rollouts}
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         tensors = checkpoint.read_tensors(folder, "optimizer")
         checkpoint.restore_optimizer(self.optimiser.adam, tensors)
         self.updates, self._rollouts = state["updates"], state["rollouts"]
-        for actions in state["candidate_sets"]:
-            self.policy.candidate_set(actions)
         self.collector.restore(state["episodes"])
         # After the episodes: playing them again has recorded their steps anew.
         self.collector.rollout = Rollout.of(checkpoint.read_tensors(folder, "rollout"))

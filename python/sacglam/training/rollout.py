@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .._C import CandidateSet
 from ..algorithms import ppo
 from ..envs.vector import Transition, VectorEnv
 from ..models.forest import Forest
@@ -33,13 +35,13 @@ class Rollout:
     """
 
     prompts: list[Ids] = field(default_factory=list)
-    sets: list[int] = field(default_factory=list)
+    sets: list[CandidateSet] = field(default_factory=list)
     action: list[int] = field(default_factory=list)
     log_prob: list[float] = field(default_factory=list)
     value: list[float] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
-    last: dict[int, tuple[Ids, int]] = field(default_factory=dict)
+    last: dict[int, tuple[Ids, CandidateSet]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -53,8 +55,8 @@ class Rollout:
             **_packed("prompts", self.prompts),
             **_packed("last_prompts", [ids for ids, _ in cut]),
             "last_rows": torch.tensor(list(self.last), dtype=torch.int64),
-            "last_sets": torch.tensor([s for _, s in cut], dtype=torch.int64),
-            "sets": torch.tensor(self.sets, dtype=torch.int64),
+            **_packed_sets("sets", self.sets),
+            **_packed_sets("last_sets", [s for _, s in cut]),
             "action": torch.tensor(self.action, dtype=torch.int64),
             "log_prob": torch.tensor(self.log_prob, dtype=torch.float64),
             "value": torch.tensor(self.value, dtype=torch.float64),
@@ -65,11 +67,12 @@ class Rollout:
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Rollout:
         """The inverse of `tensors`; KeyError if one is missing."""
-        rows, sets = tensors["last_rows"].tolist(), tensors["last_sets"].tolist()
+        rows, sets = tensors["last_rows"].tolist(), _unpacked_sets("last_sets", tensors)
         cut = zip(_unpacked("last_prompts", tensors), sets, strict=True)
-        names = ("sets", "action", "log_prob", "value", "reward", "ended")
+        names = ("action", "log_prob", "value", "reward", "ended")
         return Rollout(
             prompts=_unpacked("prompts", tensors),
+            sets=_unpacked_sets("sets", tensors),
             last=dict(zip(rows, cut, strict=True)),
             **{name: tensors[name].tolist() for name in names},
         )
@@ -117,7 +120,7 @@ class RolloutCollector(Collector):
         chosen = torch.multinomial(scores.pi.cpu(), 1, generator=self.generator)  # [N, 1]
         taken = scores.log_pi.cpu().gather(-1, chosen).squeeze(-1)  # [N]
         rollout.prompts += np.split(ids, offsets[1:-1])
-        rollout.sets += sets.tolist()
+        rollout.sets += sets
         rollout.action += chosen.squeeze(-1).tolist()
         rollout.log_prob += taken.tolist()
         rollout.value += scores.v.tolist()
@@ -127,7 +130,7 @@ class RolloutCollector(Collector):
         rollout = self.rollout
         if step.truncated and not step.terminated:
             ids, _, sets = prompts_of(self.policy, [episode])
-            rollout.last[len(rollout)] = (ids, int(sets[0]))
+            rollout.last[len(rollout)] = (ids, sets[0])
         rollout.reward.append(float(step.reward))
         rollout.ended.append(step.terminated or step.truncated)
 
@@ -147,17 +150,17 @@ class RolloutCollector(Collector):
         prompts = [ids for ids, _ in rollout.last.values()]
         sets = [s for _, s in rollout.last.values()]
         bootstrap = self._values([*prompts, *np.split(present[0], present[1][1:-1])],
-                                 [*sets, *present[2].tolist()])  # fmt: skip
+                                 [*sets, *present[2]])  # fmt: skip
         next_value.view(-1)[rows] = bootstrap[: len(rows)]
         alive = ~ended[-1]
         next_value[-1, alive] = bootstrap[len(rows) :][alive]
         advantage = ppo.gae(reward, value, next_value, ended, gamma, lam)
         return Experience(self.policy, rollout, advantage.flatten(), (advantage + value).flatten())
 
-    def _values(self, prompts: Sequence[Ids], sets: Sequence[int]) -> Tensor:
+    def _values(self, prompts: Sequence[Ids], sets: Sequence[CandidateSet]) -> Tensor:
         """V of prompts, float64 [B], on the CPU."""
         offsets = np.cumsum([0, *map(len, prompts)], dtype=np.int64)
-        forest = self.policy.pack(np.concatenate(prompts), offsets, np.array(sets, dtype=np.int32))
+        forest = self.policy.pack(np.concatenate(prompts), offsets, sets)
         with torch.no_grad():
             v = self.policy.forward(forest).v
         assert v is not None
@@ -181,7 +184,7 @@ class Experience:
         self.advantage, self.returns = advantage.to(kind), returns.to(kind)
         self._action = torch.tensor(rollout.action)
         self._log_prob = torch.tensor(rollout.log_prob, dtype=kind)
-        self._sets = np.array(rollout.sets, dtype=np.int32)
+        self._sets = rollout.sets
         self._ids = np.concatenate(rollout.prompts)
         self._offsets = np.cumsum([0, *map(len, rollout.prompts)], dtype=np.int64)
 
@@ -209,3 +212,24 @@ def _unpacked(name: str, tensors: Mapping[str, Tensor]) -> list[Ids]:
     if len(offsets) < 2:
         return []
     return np.split(tensors[f"{name}_ids"].numpy(), offsets[1:-1])
+
+
+def _packed_sets(name: str, sets: Sequence[CandidateSet]) -> dict[str, Tensor]:
+    """Each different set once, and which one every row has."""
+    number = {one: k for k, one in enumerate(dict.fromkeys(sets))}
+    candidates = [np.split(one.tokens, one.offsets[1:-1]) for one in number]
+    return {
+        name: torch.tensor([number[one] for one in sets], dtype=torch.int64),
+        f"{name}_count": torch.tensor([len(one) for one in number], dtype=torch.int64),
+        **_packed(f"{name}_candidates", [ids for each in candidates for ids in each]),
+    }
+
+
+def _unpacked_sets(name: str, tensors: Mapping[str, Tensor]) -> list[CandidateSet]:
+    candidates = iter(_unpacked(f"{name}_candidates", tensors))
+    different = []
+    for count in tensors[f"{name}_count"].tolist():
+        ids = list(itertools.islice(candidates, count))
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        different.append(CandidateSet(np.concatenate(ids), offsets))
+    return [different[k] for k in tensors[name].tolist()]

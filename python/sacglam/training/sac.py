@@ -85,7 +85,6 @@ class SacAlgorithm:
         self.buffer.save(str(writer.folder / "replay.bin"))
         return {
             "updates": learner.updates,
-            "candidate_sets": self.texts.known_sets(),
             "achieved_goals": self.subgoals.known if self.subgoals is not None else [],
         }
 
@@ -101,7 +100,7 @@ class SacAlgorithm:
         checkpoint.restore_optimizer(learner.optimizer, body)
         learner.updates = state["updates"]
         self.buffer.load(str(folder / "replay.bin"))
-        self.texts.restore_sets(state["candidate_sets"])
+        self.texts.forget()  # ids may be others now
         if self.subgoals is not None:
             self.subgoals.note(state.get("achieved_goals", []))
         self.collector.restore(state["episodes"])
