@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CandidateError
+from .recent import Recent
 from .template import PromptTemplate
 
 Ids = npt.NDArray[np.int32]
@@ -40,7 +40,7 @@ class TextCodec:
         self.tokenizer = tokenizer
         self.template = template
         self.encoder_decoder = encoder_decoder
-        self._remembered = lru_cache(REMEMBERED_TEXTS)(self._tokenise)
+        self._recent: Recent[str, Ids] = Recent(REMEMBERED_TEXTS)
         self._warned_unknown = False
         self.prefix, self.suffix = _special_frame(tokenizer)
         if not encoder_decoder:
@@ -48,12 +48,23 @@ class TextCodec:
 
     def ids(self, text: str) -> Ids:
         """Token ids of one segment, without special tokens; int32 [n], remembered."""
-        return self._remembered(text)
+        found = self._recent.get(text)
+        if found is None:
+            found = self._remember(text, self.tokenizer(text, add_special_tokens=False).input_ids)
+        return found
 
-    def _tokenise(self, text: str) -> Ids:
-        raw = self.tokenizer(text, add_special_tokens=False).input_ids
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Tokenise those segments that are not remembered in one call: half the time, or less."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._recent]
+        if new:
+            found = self.tokenizer(new, add_special_tokens=False).input_ids
+            for text, raw in zip(new, found, strict=True):
+                self._remember(text, raw)
+
+    def _remember(self, text: str, raw: Sequence[int]) -> Ids:
         found = np.asarray(raw, dtype=np.int32)
         found.flags.writeable = False
+        self._recent.put(text, found)
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         if unknown is not None and not self._warned_unknown and (found == unknown).any():
             self._warned_unknown = True
@@ -66,13 +77,18 @@ class TextCodec:
             )
         return found
 
+    @staticmethod
+    def continuation(action: str) -> str:
+        """The segment of an action, in a prompt and as a candidate."""
+        return f" {action}"
+
     def action(self, action: str) -> Ids:
         """Token ids of an action as a candidate continuation; int32 [n].
 
         Raises:
             CandidateError: the action's text gives no tokens.
         """
-        ids = self.ids(f" {action}")
+        ids = self.ids(self.continuation(action))
         if not len(ids):
             raise CandidateError(
                 f"the action {action!r} has no tokens: every candidate needs a non-blank text"
@@ -95,8 +111,17 @@ class TextCodec:
         actions: Sequence[str] = (),
     ) -> Ids:
         """The whole prompt's ids; int32 [n]. Arguments as `PromptTemplate.segments`."""
-        parts = [self.ids(s) for s in self.template.segments(goal, observation, history, actions)]
-        return np.concatenate([self.prefix, *parts, self.suffix])
+        return self.prompts([(goal, observation, history, actions)])[0]
+
+    def prompts(
+        self, parts: Iterable[tuple[str, str, Sequence[tuple[str, str]], Sequence[str]]]
+    ) -> list[Ids]:
+        """Whole prompts' ids, each int32 [n]; for each the arguments of `prompt`."""
+        segments = [self.template.segments(*each) for each in parts]
+        self.prepare(text for each in segments for text in each)
+        return [
+            np.concatenate([self.prefix, *map(self.ids, each), self.suffix]) for each in segments
+        ]
 
     def text(self, text: str) -> Ids:
         """A prompt given as one text, framed by the special tokens; int32 [n]."""

@@ -47,6 +47,9 @@ class Collector:
         """Index of the action to take in each environment."""
         raise NotImplementedError
 
+    def _arrived(self, steps: Sequence[Transition]) -> None:
+        """What the environments answered, before it is looked at."""
+
     def _started(self, episode: Episode) -> None:
         """An episode is in its first state."""
 
@@ -63,7 +66,9 @@ class Collector:
     def _apply(self, chosen: Mapping[int, int]) -> list[EpisodeResult]:
         actions = {i: self._episodes[i].actions[k] for i, k in chosen.items()}
         finished = []
-        for i, step in sorted(self.envs.step(actions).items()):
+        steps = self.envs.step(actions)
+        self._arrived([*steps.values()])
+        for i, step in sorted(steps.items()):
             episode = self._episodes[i]
             episode.advance(actions[i], step)
             self._stepped(i, episode, chosen[i], step)
@@ -141,6 +146,13 @@ class ReplayCollector(Collector):
             self.subgoals.assign(self._episodes)
         return choose_actions(
             self.policy, self._episodes, explore=self.explore, generator=self.generator
+        )
+
+    def _arrived(self, steps: Sequence[Transition]) -> None:
+        self.texts.prepare(
+            (goal for step in steps for goal in step.info["achieved_goals"]),
+            (step.obs for step in steps),
+            (action for step in steps for action in step.info["possible_actions"]),
         )
 
     def _started(self, episode: Episode) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -37,6 +37,19 @@ class ReplayTexts:
             intern_set = lru_cache(REMEMBERED_SETS)(intern_set)
         self._intern, self._intern_set = intern, intern_set
         self._set_of = lru_cache(REMEMBERED_SETS)(partial(_set_of, self._buffer))
+
+    def prepare(
+        self, goals: Iterable[str], observations: Iterable[str], actions: Iterable[str]
+    ) -> None:
+        """Tokenise what of these is new in one call."""
+        template, codec = self._codec.template, self._codec
+        codec.prepare(
+            [
+                *map(template.goal, goals),
+                *map(template.observation, observations),
+                *map(codec.continuation, actions),
+            ]
+        )
 
     def text(self, segment: str) -> int:
         """The buffer's id of a segment's ids."""
@@ -83,7 +96,7 @@ def _intern_text(buffer: ReplayBuffer, codec: TextCodec, segment: str) -> int:
 def _intern_set(
     buffer: ReplayBuffer, intern: Callable[[str], int], actions: tuple[str, ...]
 ) -> int:
-    return buffer.intern_candidates([intern(f" {action}") for action in actions])
+    return buffer.intern_candidates([intern(TextCodec.continuation(a)) for a in actions])
 
 
 def _set_of(buffer: ReplayBuffer, replay_set: int) -> CandidateSet:
