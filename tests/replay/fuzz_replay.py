@@ -146,7 +146,8 @@ class Round:
         self.rng.choice([self.buffer.intern_text, self.buffer.intern_candidates])(self.bad.array())
 
     def look_up(self) -> None:
-        self.rng.choice([self.buffer.text, self.buffer.candidate_set])(self.bad.scalar())
+        look = [self.buffer.text, self.buffer.candidate_set, self.buffer.candidate_tokens]
+        self.rng.choice(look)(self.bad.scalar())
 
     def template(self) -> None:
         rng, bad = self.rng, self.bad

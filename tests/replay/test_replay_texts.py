@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import numpy as np
 import pytest
+from sacglam.errors import ReplayError
 from sacglam.replay import Batch, ReplayBuffer
 
 # Two bytes hold the first two; where one id of a text does not fit, all of it takes four.
@@ -46,6 +48,18 @@ def test_texts_that_differ_beyond_two_bytes_are_different(buffer):
     ids = [buffer.intern_text(text) for text in texts]
     assert len(set(ids)) == 4
     assert [buffer.text(i).tolist() for i in ids] == texts
+
+
+def test_the_tokens_of_a_candidate_set(buffer):
+    texts = [a_text(length, highest, 3) for length in (1, 9, 40) for highest in HIGHEST]
+    made = buffer.intern_candidates([buffer.intern_text(text) for text in texts])
+    tokens, offsets = buffer.candidate_tokens(made)
+    assert tokens.dtype == np.int32
+    assert offsets.dtype == np.int64
+    assert [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)] == texts
+    for wrong in (made + 1, -1):
+        with pytest.raises(ReplayError, match="candidates"):
+            buffer.candidate_tokens(wrong)
 
 
 def test_prompts_of_both_widths_are_exact(buffer, tmp_path):
