@@ -76,7 +76,9 @@ class RepeatedPolicy:
         named = {f"model.{n}": p for n, p in self.model.named_parameters()}
         return named | {f"heads.{n}": p for n, p in self.heads.named_parameters()}
 
-    def pack(self, prompts, offsets, sets, *, leaves=True, rows=None, device=None) -> Repeated:
+    def pack(
+        self, prompts, offsets, sets, *, leaves=True, rows=None, taken=None, device=None
+    ) -> Repeated:
         where = range(len(sets)) if rows is None else rows.tolist()
         texts = [prompts[offsets[b] : offsets[b + 1]].tolist() for b in where]
         each = [

@@ -88,6 +88,37 @@ def test_reencoding_is_the_leaf_for_causal_models(make_policy: Any):
         assert a.q.tolist() == b.q.tolist()
 
 
+@pytest.mark.parametrize("options", [{}, {"critic_gradient": False}])
+def test_the_gradient_of_the_taken_actions_needs_no_other_pass(make_policy: Any, options: Any):
+    policy = make_policy("t5", critic="reencode", **options)
+    ids = [policy.codec.text(p) for p in PROMPTS]
+    prompts, offsets = np.concatenate(ids), np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    sets = [policy.candidate_set(c) for c in CANDIDATES]
+    rows = np.array([3, 0, 1])
+    taken = np.array([2, 0, 1, 1], dtype=np.int32)
+    column = torch.tensor([1, 2, 0])
+
+    def q_and_gradient(**only: Any) -> tuple[Tensor, list[Tensor]]:
+        q = policy.forward(policy.pack(prompts, offsets, sets, rows=rows, **only)).q
+        loss = q[:, torch.arange(3), column].square().sum()
+        parameters = list(policy.trainable_parameters().values())
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return q.detach(), [torch.zeros(0) if g is None else g for g in found]
+
+    taken[0] = 2  # of prompts 0, 1 and 3: columns 2, 0 and 1; prompt 2 is not packed
+    q, gradient = q_and_gradient(taken=taken)
+    every_q, every_gradient = q_and_gradient()
+    torch.testing.assert_close(q, every_q, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, every_gradient, rtol=1e-10, atol=1e-12)
+    assert sum(float(g.abs().sum()) for g in gradient) > 0
+    passes = []
+    hidden = policy.trunk.hidden
+    policy.trunk.hidden = lambda forest: passes.append(
+        (forest.num_rows, torch.is_grad_enabled())) or hidden(forest)  # fmt: skip
+    q_and_gradient(taken=taken)
+    assert passes == [(3, True), (6, False), (3, True)]  # the policy, all candidates, those taken
+
+
 def test_an_empty_list_of_actions_is_refused_also_when_reencoding(make_policy: Any):
     with pytest.raises(CandidateError, match="empty"):
         make_policy("t5", critic="reencode").candidate_set([])

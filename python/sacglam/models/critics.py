@@ -30,6 +30,7 @@ def prompts_with_actions(
     sets: Sequence[CandidateSet],
     rows: npt.NDArray[np.int64] | None,
     closing: int,
+    taken: npt.NDArray[np.integer] | None = None,
 ) -> tuple[Ids, npt.NDArray[np.int64]]:
     """Each prompt with each of its candidates written behind it, as concatenated ids and offsets.
 
@@ -38,12 +39,15 @@ def prompts_with_actions(
         sets: the candidates of each of the B prompts.
         rows: which of the prompts, in which order; None: all.
         closing: how many special tokens close a prompt; the action goes before them.
+        taken: of the candidates of each of the B prompts only this one; None: all.
     """
     found = []
     for b in range(len(sets)) if rows is None else rows.tolist():
         end = offsets[b + 1] - closing
         before, after = prompts[offsets[b] : end], prompts[end : offsets[b + 1]]
         actions = np.split(sets[b].tokens, sets[b].offsets[1:-1])
+        if taken is not None:
+            actions = [actions[taken[b]]]
         found += [np.concatenate([before, action, after]) for action in actions]
     return np.concatenate(found), np.cumsum([0, *map(len, found)], dtype=np.int64)
 

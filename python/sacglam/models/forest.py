@@ -33,7 +33,9 @@ class Forest:
         encoder_plan: attention among them, inside each prompt, and
         cross_plan: attention from each tree's nodes to its prompt.
         reencoded: for a critic that encodes prompt and action afresh: a forest with one row for
-            each candidate of each batch row.
+            each candidate of each batch row; with
+        taken: a forest with one row for each batch row, of the candidate in
+        taken_column: int64 [B], whose Q alone has a gradient (None: all have).
     """
 
     ids: Tensor
@@ -54,6 +56,8 @@ class Forest:
     encoder_plan: AttentionPlan | None = None
     cross_plan: AttentionPlan | None = None
     reencoded: Forest | None = None
+    taken: Forest | None = None
+    taken_column: Tensor | None = None
 
     @property
     def num_rows(self) -> int:

@@ -160,6 +160,7 @@ class Policy:
         *,
         leaves: bool = True,
         rows: npt.NDArray[np.int64] | None = None,
+        taken: npt.NDArray[np.integer] | None = None,
         device: torch.device | str | None = None,
     ) -> Forest:
         """Concatenated prompt ids [*], offsets [B + 1] and candidate sets [B] as one forest.
@@ -167,6 +168,8 @@ class Policy:
         leaves: whether to run the candidates' last tokens, which Q needs and the policy does not
             (nor does V), or whatever else a critic needs for Q.
         rows: pack only these prompts of the batch.
+        taken: the candidate of each prompt [B] whose Q alone needs a gradient; of use to a critic
+            that reencodes, whose passes with gradient are one a prompt then.
         device: where the forest is made; None: where the policy is. For `choose`, the CPU.
         """
         kept = leaves and not self.reencodes and self.options.critic != "value"
@@ -176,6 +179,13 @@ class Policy:
         self.trunk.check_length(forest)
         if leaves and self.reencodes:
             forest = replace(forest, reencoded=self._reencoded(prompts, offsets, sets, rows))
+            if taken is not None:
+                column = torch.from_numpy(taken if rows is None else taken[rows]).long()
+                forest = replace(
+                    forest,
+                    taken=self._reencoded(prompts, offsets, sets, rows, taken),
+                    taken_column=column.to(forest.ids.device),
+                )
         return forest
 
     def _shared_tokens(self) -> int:
@@ -190,10 +200,11 @@ class Policy:
         offsets: npt.NDArray[np.int64],
         sets: Sequence[CandidateSet],
         rows: npt.NDArray[np.int64] | None,
+        taken: npt.NDArray[np.integer] | None = None,
     ) -> Forest:
-        """A row for each candidate, which is written into the prompt."""
+        """A row for each candidate, or that taken, which is written into the prompt."""
         closing = len(self.codec.suffix)
-        ids, starts = prompts_with_actions(prompts, offsets, sets, rows, closing)
+        ids, starts = prompts_with_actions(prompts, offsets, sets, rows, closing, taken)
         # Nothing is left to choose: any set of one token will do.
         chosen = [CandidateSet(np.zeros(1, dtype=np.int32), np.array([0, 1]))] * (len(starts) - 1)
         return forest_from_packed(self.packer.pack(ids, starts, chosen, False, None), self.device)
@@ -212,18 +223,38 @@ class Policy:
         scores = self._policy_over(hidden, forest, normalise=self.options.score == "logprob")
         if not with_q:
             return scores
-        if separate or forest.reencoded is not None:
-            with self._adapter("critic" if separate else "default"):
-                hidden = self.trunk.hidden(forest.reencoded or forest)
-        if not separate and not self.options.critic_gradient:
-            hidden = hidden.detach()
         if forest.reencoded is not None:
-            q = self.heads(first_states(hidden, forest.reencoded))
-            return replace(scores, q=reencoded_values(q, forest))
+            return replace(scores, q=self._reencoded_q(forest))
+        if separate:
+            with self._adapter("critic"):
+                hidden = self.trunk.hidden(forest)
+        elif not self.options.critic_gradient:
+            hidden = hidden.detach()
         if self.options.critic == "value":
             return replace(scores, v=self.heads(first_states(hidden, forest))[0])
         assert forest.leaf is not None
         return replace(scores, q=values_over(self.heads(hidden[forest.leaf]), forest))
+
+    def _reencoded_q(self, forest: Forest) -> Tensor:
+        """Q of prompts and actions that were encoded afresh, [heads, B, A]."""
+        separate = self.options.critic_trunk == "adapter"
+
+        def values(rows: Forest) -> Tensor:
+            with self._adapter("critic" if separate else "default"):
+                hidden = self.trunk.hidden(rows)
+            if not separate and not self.options.critic_gradient:
+                hidden = hidden.detach()
+            return self.heads(first_states(hidden, rows))
+
+        assert forest.reencoded is not None
+        learning = torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning and forest.taken is None):
+            q = reencoded_values(values(forest.reencoded), forest)
+        if learning and forest.taken is not None:
+            assert forest.taken_column is not None
+            column = forest.taken_column.expand(q.shape[0], -1)[..., None]
+            q = q.scatter(-1, column, values(forest.taken)[..., None])
+        return q
 
     def prior(self, forest: Forest) -> Scores:
         """The frozen base model's own distribution over the candidates (adapters off)."""

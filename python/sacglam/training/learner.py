@@ -112,6 +112,7 @@ class Learner:
             batch.prompt_ids,
             batch.prompt_offsets,
             self.texts.policy_sets(batch.candidates),
+            taken=batch.action,
             device=self._packed_on,
         )
         with_actor = self.updates >= self.config.critic_warmup
