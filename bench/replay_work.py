@@ -138,6 +138,37 @@ class Producer:
 
 
 @contextmanager
+def forked_pair(draw: Callable[[int], object]) -> Iterator[Callable[[], None]]:
+    """A call that has two forked processes run draw(0) and draw(1) at the same time."""
+    context = multiprocessing.get_context("fork")
+
+    def serve(k: int, link: Any) -> None:
+        while link.recv():
+            draw(k)
+            link.send(None)
+
+    links, processes = [], []
+    for k in range(2):
+        mine, theirs = context.Pipe()
+        links.append(mine)
+        processes.append(context.Process(target=serve, args=(k, theirs), daemon=True))
+        processes[-1].start()
+
+    def both() -> None:
+        for link in links:
+            link.send(True)
+        for link in links:
+            link.recv()
+
+    try:
+        yield both
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+@contextmanager
 def producing_process(
     buffer: ReplayBuffer, episodes: list[tuple], steps_per_s: float
 ) -> Iterator[None]:

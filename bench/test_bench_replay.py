@@ -28,6 +28,7 @@ from replay_work import (  # noqa: E402
     Producer,
     T,
     Workload,
+    forked_pair,
     gather_floor,
     ours,
     producing_process,
@@ -144,7 +145,8 @@ def test_sample_full_prompt(compare, work, balance):
 
 def test_two_samplers(compare, quick, work, filled):
     """The time of so many batches of 1024 rows, by one thread and by two: enough that starting
-    these, and the first growth of what each keeps, does not count."""
+    these, and the first growth of what each keeps, does not count. Two processes that draw from
+    copies of the buffer share nothing but the machine: more than they gain, threads cannot."""
     buffer, _ = filled
     samplers = [sampler(buffer, work.tokens, 1024) for _ in range(2)]
     batches = 64 if quick else 256
@@ -161,7 +163,15 @@ def test_two_samplers(compare, quick, work, filled):
             thread.join()
 
     case = f"{batches} batches of 1024, two threads"
-    compare(case, {"sacglam": two, "one thread": lambda: draw(0, batches)})
+    with forked_pair(lambda k: draw(k, batches // 2)) as two_processes:
+        compare(
+            case,
+            {
+                "sacglam": two,
+                "one thread": lambda: draw(0, batches),
+                "two processes": two_processes,
+            },
+        )
 
 
 @pytest.mark.parametrize("steps", [10_000, 100_000, 1_000_000, 10_000_000])
