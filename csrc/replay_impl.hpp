@@ -27,13 +27,17 @@ inline void ReplayBuffer::adopt_all() const {
 }
 
 inline void ReplayBuffer::follow() {
-  if (!log_ || !log_->has_news()) return;
-  std::unique_lock lock(writers(commit_), std::try_to_lock);
+  if (!log_) return;
   const Reclaimer::Guard guard(reclaimer_);
-  if (!lock.owns_lock()) {
-    const auto [head, tail] = state().store.rows().range();
-    if (head != tail) return;
-    lock.lock();  // nothing to go on with until the other thread is done
+  const auto [head, tail] = state().store.rows().range();
+  const bool empty = head == tail;
+  // The news are heard of before they are taken over: by a thread that may be at it still.
+  if (!empty && !log_->has_news()) return;
+  std::unique_lock lock(writers(commit_), std::defer_lock);
+  if (empty) {
+    lock.lock();  // there is nothing to go on with until that thread is done
+  } else if (!lock.try_lock()) {
+    return;
   }
   log_->follow([&](std::uint64_t label, const EpisodeInput& input) {
     try {

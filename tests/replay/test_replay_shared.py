@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -118,6 +119,33 @@ def test_a_spawned_process_adds_and_a_spawned_process_samples(name):
         )
         assert sampler.wait() == 0
         assert int(sampler.stdout.read()) == len(buffer)
+
+
+def test_threads_that_come_first_all_find_what_was_added_before(name):
+    """One of them takes it over; the others have nothing to go on with until it is done."""
+    with make(name, capacity=100_000) as buffer:
+        ids = texts(buffer)
+        for n in range(6000):
+            add(buffer, ids, n % KEYS)
+        for _ in range(5):
+            with ReplayBuffer.attach(name) as late:
+                late.set_template([("goal",), ("observation",)])
+                threads = 8
+                start = threading.Barrier(threads)
+                sound = []
+
+                def sample(late=late, start=start, sound=sound):
+                    start.wait()
+                    check(late.sample(32))
+                    sound.append(True)
+
+                running = [threading.Thread(target=sample) for _ in range(threads)]
+                for thread in running:
+                    thread.start()
+                for thread in running:
+                    thread.join()
+                assert len(sound) == threads
+                assert len(late) == len(buffer)
 
 
 def test_a_forked_process_adds_by_the_object_that_it_inherits(name):
