@@ -70,6 +70,7 @@ class RepeatedPolicy:
         self.model.load_state_dict(policy.model.state_dict())
         self.heads = copy.deepcopy(policy.heads)
         self.codec, self.options = policy.codec, policy.options
+        self.candidate_set = policy.candidate_set
         self.device, self.dtype = policy.device, policy.dtype
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
