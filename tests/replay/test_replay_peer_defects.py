@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import os
@@ -134,16 +133,26 @@ def bytes_touched(buffer: ReplayBuffer, calls: int) -> int:
     return int(lines[0].split()[1]) * 1024
 
 
-@contextlib.contextmanager
-def small_pages():
+def small_pages() -> bool:
     """Huge pages off for this process (prctl(2), PR_SET_THP_DISABLE): they would count whole."""
-    prctl = ctypes.CDLL(None).prctl
-    if prctl(41, 1, 0, 0, 0) != 0:
-        pytest.skip("huge pages cannot be turned off")
-    try:
-        yield
-    finally:
-        prctl(41, 0, 0, 0, 0)
+    return ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0
+
+
+TOUCHED = """
+    import importlib.util, sys
+    spec = importlib.util.spec_from_file_location("defects", {file!r})
+    defects = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(defects)
+    if not defects.small_pages():
+        sys.exit()
+    for capacity in (20_000, 200_000):
+        buffer = defects.ReplayBuffer(capacity, her_balance=sys.argv[1], seed=1)
+        marked = defects.Marked(buffer)
+        for n in range(capacity // defects.LENGTH):
+            marked.add(n)
+        print(defects.bytes_touched(buffer, 1))
+    print(buffer.stats()["bytes"])
+"""
 
 
 @pytest.mark.skipif(
@@ -154,16 +163,13 @@ def small_pages():
 def test_the_work_of_a_batch_does_not_grow_with_the_capacity(balance):
     """stable-baselines3's HER scans the whole buffer for each batch: 0.3 ms at a capacity of 10^4,
     1.4 ms at 10^6. Seen here by the memory that batches touch, which no busy machine changes."""
-    touched = []
-    with small_pages():
-        for capacity in (20_000, 200_000):
-            buffer = ReplayBuffer(capacity, her_balance=balance, seed=1)
-            marked = Marked(buffer)
-            for n in range(capacity // LENGTH):
-                marked.add(n)
-            touched.append(bytes_touched(buffer, 1))
-            stored = buffer.stats()["bytes"]
-            del buffer, marked
+    # In a process of its own: this one's heap may lie on huge pages by now, which count whole.
+    code = textwrap.dedent(TOUCHED).format(file=__file__)
+    command = [sys.executable, "-c", code, balance]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    if not done.stdout:
+        pytest.skip("huge pages cannot be turned off")
+    *touched, stored = map(int, done.stdout.split())
     # A batch of 64 touches at most some pages for each of its rows; a scan would touch all that is
     # stored: the buffer's rows alone are 24 bytes a step.
     assert touched[1] - touched[0] < 64 * 6 * 4096
