@@ -115,6 +115,7 @@ def peak_rss_bytes(method: Method) -> int | None:
     """Bytes by which the process grew at most while `method` ran once, or None where the system
     cannot tell. What the allocator reuses from earlier is not seen: call it before timing."""
     status = Path("/proc/self/status")
+    gc.collect()  # garbage that went while it runs would hide as much of what it takes
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (proc(5))
         before = _status_bytes(status, "VmRSS")
