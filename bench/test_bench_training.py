@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from sacglam import Policy, Trainer, make_env
+from sacglam.models.critics import candidates_of
 from sacglam.models.loading import load_language_model
 from sacglam.models.scoring import Scores
 from sacglam.training.demo import demo_config
@@ -82,9 +82,7 @@ class RepeatedPolicy:
     ) -> Repeated:
         where = range(len(sets)) if rows is None else rows.tolist()
         texts = [prompts[offsets[b] : offsets[b + 1]].tolist() for b in where]
-        each = [
-            [c.tolist() for c in np.split(sets[b].tokens, sets[b].offsets[1:-1])] for b in where
-        ]
+        each = [[ids.tolist() for ids in candidates_of(sets[b])] for b in where]
         pairs = [(p, c) for p, cs in zip(texts, each, strict=True) for c in cs]
         encoder = self.model.config.is_encoder_decoder
         ids, filled = _pad([p if encoder else p + c for p, c in pairs])

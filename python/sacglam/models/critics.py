@@ -24,6 +24,11 @@ CRITICS = ("leaf", "reencode", "value")
 Ids = npt.NDArray[np.int32]
 
 
+def candidates_of(candidates: CandidateSet) -> list[Ids]:
+    """The token ids of each candidate of a set."""
+    return np.split(candidates.tokens, candidates.offsets[1:-1])
+
+
 def prompts_with_actions(
     prompts: Ids,
     offsets: npt.NDArray[np.int64],
@@ -45,7 +50,7 @@ def prompts_with_actions(
     for b in range(len(sets)) if rows is None else rows.tolist():
         end = offsets[b + 1] - closing
         before, after = prompts[offsets[b] : end], prompts[end : offsets[b + 1]]
-        actions = np.split(sets[b].tokens, sets[b].offsets[1:-1])
+        actions = candidates_of(sets[b])
         if taken is not None:
             actions = [actions[taken[b]]]
         found += [np.concatenate([before, action, after]) for action in actions]

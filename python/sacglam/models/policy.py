@@ -397,7 +397,8 @@ class Policy:
                 f"{len(prompts)} prompts and {len(candidates)} candidate lists: give one list for "
                 "each prompt, and at least one prompt"
             )
-        self.codec.prepare([*prompts, *(self.codec.continuation(a) for c in candidates for a in c)])
+        action = self.codec.template.action
+        self.codec.prepare([*prompts, *(action(a) for c in candidates for a in c)])
         ids = [self.codec.text(prompt) for prompt in prompts]
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         sets = [self.candidate_set(c) for c in candidates]

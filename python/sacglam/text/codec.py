@@ -77,18 +77,13 @@ class TextCodec:
             )
         return found
 
-    @staticmethod
-    def continuation(action: str) -> str:
-        """The segment of an action, in a prompt and as a candidate."""
-        return f" {action}"
-
     def action(self, action: str) -> Ids:
         """Token ids of an action as a candidate continuation; int32 [n].
 
         Raises:
             CandidateError: the action's text gives no tokens.
         """
-        ids = self.ids(self.continuation(action))
+        ids = self.ids(self.template.action(action))
         if not len(ids):
             raise CandidateError(
                 f"the action {action!r} has no tokens: every candidate needs a non-blank text"

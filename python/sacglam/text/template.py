@@ -44,6 +44,10 @@ class PromptTemplate:
         """An observation's segment, current or earlier."""
         return f"\n{observation}"
 
+    def action(self, action: str) -> str:
+        """An action's segment, in a prompt and as a candidate."""
+        return f" {action}"
+
     def segments(
         self,
         goal: str,
@@ -62,13 +66,17 @@ class PromptTemplate:
         parts = [self.opening, self.goal(goal)]
         shown = history[-self.history :] if self.history else ()
         for past_observation, past_action in shown:
-            parts += [self.observation(past_observation), self.action_label, f" {past_action}"]
+            parts += [
+                self.observation(past_observation),
+                self.action_label,
+                self.action(past_action),
+            ]
         parts.append(self.observation(observation))
         if self.list_actions:
             parts.append(self.actions_label)
             for k, action in enumerate(actions):
                 if k:
                     parts.append(self.actions_separator)
-                parts.append(f" {action}")
+                parts.append(self.action(action))
         parts.append(self.action_label)
         return parts

@@ -95,7 +95,7 @@ def prompts_of(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], list[CandidateSet]]:
     """The present prompts as concatenated ids, offsets [B + 1], and candidate sets [B]."""
     codec = policy.codec
-    codec.prepare(codec.continuation(action) for e in episodes for action in e.actions)
+    codec.prepare(codec.template.action(action) for e in episodes for action in e.actions)
     ids = codec.prompts((e.aim, e.observation, e.history, e.actions) for e in episodes)
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     return np.concatenate(ids), offsets, [policy.candidate_set(e.actions) for e in episodes]

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._C import CandidateSet
 from ..algorithms import ppo
 from ..envs.vector import Transition, VectorEnv
+from ..models.critics import candidates_of
 from ..models.forest import Forest
 from ..models.policy import Policy
 from .collector import Collector
@@ -217,11 +218,10 @@ def _unpacked(name: str, tensors: Mapping[str, Tensor]) -> list[Ids]:
 def _packed_sets(name: str, sets: Sequence[CandidateSet]) -> dict[str, Tensor]:
     """Each different set once, and which one every row has."""
     number = {one: k for k, one in enumerate(dict.fromkeys(sets))}
-    candidates = [np.split(one.tokens, one.offsets[1:-1]) for one in number]
     return {
         name: torch.tensor([number[one] for one in sets], dtype=torch.int64),
         f"{name}_count": torch.tensor([len(one) for one in number], dtype=torch.int64),
-        **_packed(f"{name}_candidates", [ids for each in candidates for ids in each]),
+        **_packed(f"{name}_candidates", [ids for one in number for ids in candidates_of(one)]),
     }
 
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from .._C import CandidateSet
 from ..models.policy import REMEMBERED_SETS, Policy
 from ..replay import ReplayBuffer
-from ..text.codec import REMEMBERED_TEXTS, TextCodec
+from ..text import PromptTemplate, TextCodec
+from ..text.codec import REMEMBERED_TEXTS
 
 
 class ReplayTexts:
@@ -32,7 +33,9 @@ class ReplayTexts:
         intern: Callable[[str], int] = partial(_intern_text, self._buffer, self._codec)
         if self._buffer.capacity_bytes is None:
             intern = lru_cache(REMEMBERED_TEXTS)(intern)
-        intern_set: Callable[[tuple[str, ...]], int] = partial(_intern_set, self._buffer, intern)
+        intern_set: Callable[[tuple[str, ...]], int] = partial(
+            _intern_set, self._buffer, self._codec.template, intern
+        )
         if self._buffer.capacity_bytes is None:
             intern_set = lru_cache(REMEMBERED_SETS)(intern_set)
         self._intern, self._intern_set = intern, intern_set
@@ -42,12 +45,12 @@ class ReplayTexts:
         self, goals: Iterable[str], observations: Iterable[str], actions: Iterable[str]
     ) -> None:
         """Tokenise what of these is new in one call."""
-        template, codec = self._codec.template, self._codec
-        codec.prepare(
+        template = self._codec.template
+        self._codec.prepare(
             [
                 *map(template.goal, goals),
                 *map(template.observation, observations),
-                *map(codec.continuation, actions),
+                *map(template.action, actions),
             ]
         )
 
@@ -94,9 +97,12 @@ def _intern_text(buffer: ReplayBuffer, codec: TextCodec, segment: str) -> int:
 
 
 def _intern_set(
-    buffer: ReplayBuffer, intern: Callable[[str], int], actions: tuple[str, ...]
+    buffer: ReplayBuffer,
+    template: PromptTemplate,
+    intern: Callable[[str], int],
+    actions: tuple[str, ...],
 ) -> int:
-    return buffer.intern_candidates([intern(TextCodec.continuation(a)) for a in actions])
+    return buffer.intern_candidates([intern(template.action(a)) for a in actions])
 
 
 def _set_of(buffer: ReplayBuffer, replay_set: int) -> CandidateSet:
