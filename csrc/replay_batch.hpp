@@ -30,59 +30,57 @@ struct BatchArrays {
   std::int64_t* key;
 };
 
-// Ids of two bytes to ids of four; whole blocks.
-inline void widen_blocks(const std::uint16_t* from, std::size_t size, std::int32_t* to) {
-  for (std::size_t at = 0; at < size; at += Span::kBlock) {
-    std::copy_n(from + at, Span::kBlock, to + at);
+// Copies a text by whole blocks, if there is room for what is written too much: a text owns the
+// memory up to the next block.
+template <class Id>
+[[gnu::always_inline]] inline bool copy_blocks(const Id* from, std::size_t size, std::int32_t* to,
+                                               std::size_t room) {
+  constexpr std::size_t kBlock = Span::kUnit / sizeof(Id);
+  const std::size_t padded = (size + kBlock - 1) / kBlock * kBlock;
+  if (padded > room) return false;
+  for (std::size_t b = 0; b < padded; b += kBlock) {
+    for (std::size_t i = b; i < b + kBlock; ++i) to[i] = from[i];
   }
+  return true;
 }
-#ifdef __x86_64__
-[[gnu::target("avx2")]] inline void widen_blocks_avx2(const std::uint16_t* from, std::size_t size,
-                                                      std::int32_t* to) {
-  for (std::size_t at = 0; at < size; at += Span::kBlock) {
-    for (std::size_t i = at; i < at + Span::kBlock; ++i) to[i] = from[i];
-  }
-}
-inline auto best_widen_blocks() {
-  return __builtin_cpu_supports("avx2") ? widen_blocks_avx2 : widen_blocks;
-}
-#else
-inline auto best_widen_blocks() { return widen_blocks; }
-#endif
 
-// Copies tokens. Texts go by whole blocks: a text owns the memory up to the next block, and
-// what is written too much is overwritten by the next text; the last ones are copied exactly.
-inline void gather(const std::vector<Span>& spans, std::size_t tokens, std::int32_t* to) {
-  // Of the text that comes so many texts later that 1024 tokens lie between, as many lines as can
-  // be under way; those behind follow by themselves, as reading goes on in a straight line.
+// Copies tokens. What is written too much of a text is overwritten by the next one.
+[[gnu::always_inline]] inline void gather_inline(const Spans& spans, std::size_t tokens,
+                                                 std::int32_t* to) {
+  // The text that comes so many texts later that 1024 tokens lie between.
   const std::size_t ahead = std::clamp<std::size_t>(1024 * spans.size() / (tokens + 1), 8, 48);
-  constexpr std::size_t kLine = 64;
-  constexpr std::size_t kMost = 16 * kLine;
-  const auto widen = best_widen_blocks();
+  constexpr std::size_t kShort = 32;  // ids of four bytes; memcpy() copies more of them faster
   std::size_t left = tokens;
-  for (std::size_t i = 0; i < spans.size(); ++i) {
-    if (i + ahead < spans.size()) {
-      const Span& later = spans[i + ahead];
-      const std::size_t bytes = std::min(later.bytes(), kMost);
-      const auto* first = static_cast<const std::byte*>(later.data);
-      for (std::size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(first + at);
-    }
-    const Span span = spans[i];
-    const std::size_t padded = (span.size + Span::kBlock - 1) / Span::kBlock * Span::kBlock;
-    if (padded > left) {
-      span.copy_to(to);
-    } else if (span.narrow) {
-      widen(span.two_bytes(), padded, to);
-    } else if (padded <= 4 * Span::kBlock) {
-      for (std::size_t at = 0; at < padded; at += Span::kBlock) {
-        std::memcpy(to + at, span.four_bytes() + at, Span::kBlock * sizeof *to);
-      }
-    } else {
-      std::memcpy(to, span.data, span.bytes());
-    }
+  const Span* const end = spans.end();
+  for (const Span* at = spans.begin(); at != end; ++at) {
+    if (static_cast<std::size_t>(end - at) > ahead) at[ahead].prefetch();
+    const Span span = *at;
+    const bool copied =
+        span.narrow() ? copy_blocks(span.two_bytes(), span.size, to, left)
+                      : span.size <= kShort && copy_blocks(span.four_bytes(), span.size, to, left);
+    if (!copied) span.copy_to(to);
     to += span.size;
     left -= span.size;
   }
+}
+using Gather = void (*)(const Spans& spans, std::size_t tokens, std::int32_t* to);
+inline void gather_anywhere(const Spans& spans, std::size_t tokens, std::int32_t* to) {
+  gather_inline(spans, tokens, to);
+}
+#ifdef __x86_64__
+[[gnu::target("avx2")]] inline void gather_avx2(const Spans& spans, std::size_t tokens,
+                                                std::int32_t* to) {
+  gather_inline(spans, tokens, to);
+}
+inline Gather best_gather() {
+  return __builtin_cpu_supports("avx2") ? gather_avx2 : gather_anywhere;
+}
+#else
+inline Gather best_gather() { return gather_anywhere; }
+#endif
+inline void gather(const Spans& spans, std::size_t tokens, std::int32_t* to) {
+  static const Gather best = best_gather();
+  best(spans, tokens, to);
 }
 
 // A row's key names its transition for ever: its position in the ring of rows, and the epoch of

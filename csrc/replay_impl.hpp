@@ -218,9 +218,10 @@ inline std::vector<std::int32_t> ReplayBuffer::assemble(
                         ", but that step has " + std::to_string(choices) + " candidates");
     }
   }
-  std::vector<Span> spans;
-  const std::size_t tokens = form.emit(tables, RunningSteps{observations, candidates, actions},
-                                       static_cast<std::int32_t>(t), goal, spans);
+  Spans spans;
+  const std::size_t tokens =
+      form.emit(tables, RunningSteps{observations, candidates, actions},
+                static_cast<std::int32_t>(t), tables.texts.entry(goal), spans);
   // Again: another thread may have freed what was there above. It stayed, if it is there now.
   tables.require_text(goal, "goal");
   for (std::size_t i = 0; frees() && i <= static_cast<std::size_t>(t); ++i) {

@@ -54,8 +54,8 @@ class InternTable {
   }
 
   ~InternTable() {
-    for (const std::int32_t id : slots_) {
-      if (reserved_ && id >= 0) std::free(const_cast<void*>(all_[id].span().data));
+    for (const Slot& slot : slots_) {
+      if (reserved_ && slot.id >= 0) std::free(const_cast<void*>(all_[slot.id].span().data));
     }
   }
   InternTable(const InternTable&) = delete;
@@ -66,12 +66,8 @@ class InternTable {
     if (source_ != nullptr) return source_->intern(data, size);  // to be adopted
     if ((live_ + 1) * 2 > slots_.size()) grow_slots();
     const std::uint32_t hash = hash_of(data, size);
-    std::size_t slot = hash & (slots_.size() - 1);
-    while (slots_[slot] >= 0) {
-      const Entry& e = all_[slots_[slot]];
-      if (e.hash == hash && e.span().equals(data, size)) return slots_[slot];
-      slot = (slot + 1) & (slots_.size() - 1);
-    }
+    Slot& slot = slots_[find_slot(data, size, hash)];
+    if (slot.id >= 0) return slot.id;
     const auto most = static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max());
     if (count_ >= (reserved_ ? std::min(most, room_for_entries_) : most)) {
       throw ReplayFault("the table is full: " + std::to_string(count_) +
@@ -79,24 +75,18 @@ class InternTable {
     }
     if (count_ == room_for_entries_) grow_entries();
     if (reserved_) reserved_->take(count_);
-    all_[count_].set(reserved_ ? store_alone(data, size) : store(data, size), hash);
-    slots_[slot] = static_cast<std::int32_t>(count_);
+    all_[count_].set(reserved_ ? store_alone(data, size) : store(data, size));
+    slot = {static_cast<std::int32_t>(count_), hash};
     ++count_;
     ++live_;
     published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
-    return slots_[slot];
+    return slot.id;
   }
 
   // The id of a list that is interned, or -1.
   std::int32_t find(const std::int32_t* data, std::size_t size) const {
     if (slots_.empty()) return -1;
-    const std::uint32_t hash = hash_of(data, size);
-    for (std::size_t slot = hash & (slots_.size() - 1); slots_[slot] >= 0;
-         slot = (slot + 1) & (slots_.size() - 1)) {
-      const Entry& e = all_[slots_[slot]];
-      if (e.hash == hash && e.span().equals(data, size)) return slots_[slot];
-    }
-    return -1;
+    return slots_[find_slot(data, size, hash_of(data, size))].id;
   }
   Span find_at_source(std::int32_t id) const {
     return source_ == nullptr ? Span{} : source_->find(id);
@@ -115,16 +105,13 @@ class InternTable {
   }
 
   // Readers: inside a Reclaimer::Guard, as the array of entries may be replaced by a larger one.
-  bool contains(std::int32_t id) const {
-    return id >= 0 && id < size() && entries_.load(std::memory_order_acquire)[id].is_set();
-  }
+  bool contains(std::int32_t id) const { return id >= 0 && id < size() && entry(id).is_set(); }
   // Empty, its data null, where there is none (any more).
-  Span operator[](std::int32_t id) const {
-    return entries_.load(std::memory_order_acquire)[id].span();
+  Span operator[](std::int32_t id) const { return entry(id).span(); }
+  [[gnu::always_inline]] const SpanEntry& entry(std::int32_t id) const {
+    return entries_.load(std::memory_order_acquire)[id];
   }
-  void prefetch(std::int32_t id) const {
-    __builtin_prefetch(entries_.load(std::memory_order_acquire) + id);
-  }
+  [[gnu::always_inline]] void prefetch(std::int32_t id) const { __builtin_prefetch(&entry(id)); }
   static std::uint64_t long_hash_of(const std::int32_t* data, std::size_t size) {
     std::uint64_t h = mix64(size + 1);
     for (std::size_t i = 0; i < size; ++i) h = mix64(h ^ static_cast<std::uint32_t>(data[i]));
@@ -134,7 +121,7 @@ class InternTable {
   std::size_t bytes() const {
     return chunk_bytes_ + live_bytes_ +
            (reserved_ ? reserved_->bytes() : room_for_entries_ * sizeof(Entry)) +
-           slots_.capacity() * sizeof(std::int32_t);
+           slots_.capacity() * sizeof(Slot);
   }
 
   // ---- where lists are freed
@@ -156,7 +143,8 @@ class InternTable {
   // Forgets a list. Its memory is freed by retire_released() when no reader can look at it.
   void release(std::int32_t id) {
     Entry& e = all_[id];
-    forget_slot(id, e.hash);
+    const std::vector<std::int32_t> ids = e.span().ids();
+    forget_slot(find_slot(ids.data(), ids.size(), hash_of(ids.data(), ids.size())));
     released_.emplace_back(static_cast<std::byte*>(const_cast<void*>(e.span().data)));
     live_bytes_ -= bytes_of(e.span());
     --live_;
@@ -170,24 +158,11 @@ class InternTable {
   }
 
  private:
-  struct Entry {
-    // Null where a view has no list yet. Set once, after the rest (release), as a view's entries
-    // are filled in any order beside readers who look whether they are there (acquire).
-    std::atomic<const void*> data{nullptr};
-    std::uint32_t size_and_form = 0;  // twice the size, and 1 if narrow
+  using Entry = SpanEntry;
+  // Of the writer's index of what is there.
+  struct Slot {
+    std::int32_t id = -1;  // empty
     std::uint32_t hash = 0;
-
-    bool is_set() const { return data.load(std::memory_order_acquire) != nullptr; }
-    Span span() const {
-      const void* list = data.load(std::memory_order_acquire);
-      if (list == nullptr) return {};
-      return {list, size_and_form / 2, size_and_form % 2 != 0};
-    }
-    void set(const Span& span, std::uint32_t its_hash) {
-      size_and_form = 2 * span.size + (span.narrow ? 1 : 0);
-      hash = its_hash;
-      data.store(span.data, std::memory_order_release);
-    }
   };
   struct Free {
     void operator()(std::byte* p) const { std::free(p); }
@@ -205,7 +180,7 @@ class InternTable {
     const auto place = static_cast<std::size_t>(id);
     while (place >= room_for_entries_) grow_entries();
     count_ = std::max(count_, place + 1);
-    all_[place].set(span, 0);
+    all_[place].set(span);
     published_.store(static_cast<std::int32_t>(count_), std::memory_order_release);
   }
 
@@ -227,18 +202,26 @@ class InternTable {
     return out;
   }
 
-  // Closes the gap in its run of slots, so that what was placed behind it is still found.
-  void forget_slot(std::int32_t id, std::uint32_t hash) {
+  // Where the list is, or the empty slot where it would be.
+  std::size_t find_slot(const std::int32_t* data, std::size_t size, std::uint32_t hash) const {
     const std::size_t mask = slots_.size() - 1;
-    std::size_t gap = hash & mask;
-    while (slots_[gap] != id) gap = (gap + 1) & mask;
-    for (std::size_t at = (gap + 1) & mask; slots_[at] >= 0; at = (at + 1) & mask) {
-      const std::size_t home = all_[slots_[at]].hash & mask;
+    std::size_t at = hash & mask;
+    for (; slots_[at].id >= 0; at = (at + 1) & mask) {
+      if (slots_[at].hash == hash && all_[slots_[at].id].span().equals(data, size)) break;
+    }
+    return at;
+  }
+
+  // Closes the gap in its run of slots, so that what was placed behind it is still found.
+  void forget_slot(std::size_t gap) {
+    const std::size_t mask = slots_.size() - 1;
+    for (std::size_t at = (gap + 1) & mask; slots_[at].id >= 0; at = (at + 1) & mask) {
+      const std::size_t home = slots_[at].hash & mask;
       if (((at - home) & mask) < ((at - gap) & mask)) continue;  // it may not move before its home
       slots_[gap] = slots_[at];
       gap = at;
     }
-    slots_[gap] = -1;
+    slots_[gap] = {};
   }
 
   // Chunks grow with the table, to whole huge pages in the end: batches gather from all over
@@ -255,10 +238,7 @@ class InternTable {
   void grow_entries() {
     const std::size_t room = std::max<std::size_t>(64, room_for_entries_ * 2);
     std::shared_ptr<Entry[]> bigger = make_lines<Entry>(room);
-    for (std::size_t i = 0; i < count_; ++i) {
-      const Entry& e = all_[i];
-      bigger.get()[i].set(e.span(), e.hash);
-    }
+    for (std::size_t i = 0; i < count_; ++i) bigger.get()[i].set(all_[i].span());
     entries_.store(bigger.get(), std::memory_order_release);
     std::swap(owned_, bigger);
     all_ = owned_.get();
@@ -267,12 +247,12 @@ class InternTable {
   }
 
   void grow_slots() {
-    std::vector<std::int32_t> slots(std::max<std::size_t>(64, slots_.size() * 2), -1);
-    for (const std::int32_t id : slots_) {
-      if (id < 0) continue;
-      std::size_t slot = all_[id].hash & (slots.size() - 1);
-      while (slots[slot] >= 0) slot = (slot + 1) & (slots.size() - 1);
-      slots[slot] = id;
+    std::vector<Slot> slots(std::max<std::size_t>(64, slots_.size() * 2));
+    for (const Slot& slot : slots_) {
+      if (slot.id < 0) continue;
+      std::size_t at = slot.hash & (slots.size() - 1);
+      while (slots[at].id >= 0) at = (at + 1) & (slots.size() - 1);
+      slots[at] = slot;
     }
     slots_ = std::move(slots);
   }
@@ -289,7 +269,7 @@ class InternTable {
   std::vector<Memory> released_;
   std::atomic<const Entry*> entries_{nullptr};
   std::atomic<std::int32_t> published_{0};
-  std::vector<std::int32_t> slots_;  // open addressing, a power of two, -1 = empty
+  std::vector<Slot> slots_;  // open addressing, a power of two
   std::vector<Memory> chunks_;
   std::size_t chunk_bytes_ = 0;
   std::byte* next_ = nullptr;

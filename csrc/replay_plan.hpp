@@ -40,8 +40,8 @@ struct PlannedRow {
 // A drawn batch: rows, and where their tokens lie (in memory that never moves).
 struct Plan {
   std::vector<PlannedRow> rows;
-  std::vector<Span> prompt_spans;
-  std::vector<Span> next_spans;
+  Spans prompt_spans;
+  Spans next_spans;
   std::size_t prompt_tokens = 0;
   std::size_t next_tokens = 0;
   std::size_t relabeled = 0;
@@ -53,8 +53,8 @@ struct Plan {
   // For a new batch. Every field of every row will be written.
   void restart(std::size_t size) {
     rows.resize(size);
-    prompt_spans.clear();
-    next_spans.clear();
+    prompt_spans.cut(0);
+    next_spans.cut(0);
     scales.clear();
     weights.clear();
     prompt_tokens = next_tokens = relabeled = redrawn = 0;

@@ -116,6 +116,7 @@ class Ring {
     // only after a wait.
     void load(std::uint64_t position, T& value) const {
       const Word* from = at(position);
+#pragma GCC unroll 8
       for (std::size_t i = 0; i < kWords; ++i) {
         const std::uint64_t word = Sync::load_relaxed(from[i]);
         std::memcpy(reinterpret_cast<std::byte*>(&value) + i * sizeof word, &word, sizeof word);
@@ -193,7 +194,9 @@ class Ring {
       Sync::fence_acquire();
       return std::bit_cast<std::array<std::int32_t, 2>>(pair);
     }
-    void prefetch(std::uint64_t position) const { __builtin_prefetch(places_.at(position)); }
+    [[gnu::always_inline]] void prefetch(std::uint64_t position) const {
+      __builtin_prefetch(places_.at(position));
+    }
     bool still_live(std::uint64_t position) const {
       Sync::fence_acquire();                                // R3
       return position >= Sync::load_relaxed(ring_->head_);  // R4

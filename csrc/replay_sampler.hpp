@@ -269,6 +269,9 @@ class Sampler {
     for (std::uint64_t i = 1; a.relabel && i < 4; ++i) {
       now_.events.prefetch(e.event_begin + e.events * i / 4);
     }
+    if (const auto shown = static_cast<std::uint64_t>(form_.history()); shown > 0) {
+      now_.rows.prefetch(e.row_begin + step - std::min(step, shown));
+    }
     now_.rows.prefetch(e.row_begin + step);
     now_.rows.prefetch(e.row_begin + step + static_cast<std::uint64_t>(settings_.n_step));
     return true;
@@ -310,8 +313,15 @@ class Sampler {
   bool compute(Attempt& a) {
     if (!targets_.target(a.draw, *a.row)) return false;
     const StoredSteps steps(now_, a.draw.episode);
-    tables_.texts.prefetch(steps.observation(a.draw.step));
-    tables_.texts.prefetch(steps.observation(a.draw.step + a.row->steps));
+    const std::int32_t t = a.draw.step;
+    const std::int32_t last = t + a.row->steps;
+    tables_.texts.prefetch(steps.observation(t));
+    tables_.texts.prefetch(steps.observation(last));
+    if (const std::int32_t shown = form_.history(); shown > 0) {
+      for (std::int32_t i = std::max(t - shown, 0); i < last; ++i) {
+        if (i < t || i >= last - shown) tables_.texts.prefetch(steps.observation(i));
+      }
+    }
     return true;
   }
 
@@ -320,8 +330,8 @@ class Sampler {
     const std::size_t prompt_spans = out.prompt_spans.size();
     const std::size_t next_spans = out.next_spans.size();
     for (int attempt = 1; !a.ready || !add_row(a, out); ++attempt) {
-      out.prompt_spans.resize(prompt_spans);
-      out.next_spans.resize(next_spans);
+      out.prompt_spans.cut(prompt_spans);
+      out.next_spans.cut(next_spans);
       ++out.redrawn;
       if (attempt >= kAttempts) a.relabel = false;
       draw_again(a);
@@ -353,11 +363,12 @@ class Sampler {
   bool add_row(Attempt& a, Plan& out) const {
     const StoredSteps steps(now_, a.draw.episode);
     PlannedRow& row = *a.row;
-    row.prompt_tokens = form_.emit(tables_, steps, row.step, row.goal, out.prompt_spans);
-    row.next_tokens = form_.emit(tables_, steps, row.step + row.steps, row.goal, out.next_spans);
+    const SpanEntry& goal = tables_.texts.entry(row.goal);
+    row.prompt_tokens = form_.emit(tables_, steps, row.step, goal, out.prompt_spans);
+    row.next_tokens = form_.emit(tables_, steps, row.step + row.steps, goal, out.next_spans);
     // A goal of another episode's may have been freed with that one; ids are not used again, so
     // that what is there now was there above.
-    if (tables_.texts[row.goal].data == nullptr) return false;
+    if (!goal.is_set()) return false;
     // One check covers rows, events and history: an episode is evicted as a whole.
     if (!now_.episodes.still_live(a.draw.id)) return false;
     out.prompt_tokens += row.prompt_tokens;

@@ -116,7 +116,7 @@ class SharedTable final : public TableSource {
     // A sound one lies in what was taken before it was published; no unit is there for entry 0.
     const std::uint64_t end = arena_.taken();
     if (first >= end || Span::units_of(size, narrow) > end - first) return {};
-    return {arena_.at(first), size, narrow};
+    return {arena_.at(first), size, Span::bytes_per_id(narrow)};
   }
   std::int32_t size() const {
     return static_cast<std::int32_t>(

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "replay_tables.hpp"
@@ -30,97 +31,105 @@ class Template {
   Template(std::vector<Op> ops, const Tables& tables) : ops_(std::move(ops)) {
     if (ops_.empty()) throw ReplayFault("a template needs at least one part");
     for (const Op& op : ops_) {
-      switch (op.kind) {
-        case Op::kLiteral:
-          tables.require_text(op.arg, "template literal");
-          break;
-        case Op::kActions:
-          tables.require_text(op.arg, "template action separator");
-          break;
-        case Op::kHistory:
-          check_history(op, tables);
-          break;
-        case Op::kAction:
-          throw ReplayFault("a template may use \"action\" inside \"history\" alone");
-        default:
-          break;
+      if (op.kind == Op::kLiteral) tables.require_text(op.arg, "template literal");
+      if (op.kind == Op::kActions) tables.require_text(op.arg, "template action separator");
+      if (op.kind == Op::kHistory) check_history(op, tables);
+      if (op.kind == Op::kAction) {
+        throw ReplayFault("a template may use \"action\" inside \"history\" alone");
       }
+      if (op.kind == Op::kHistory) history_ = std::max(history_, op.arg);
+      parts_.emplace_back(op, tables);
+      for (const Op& part : op.body) bodies_.emplace_back(part, tables);
     }
   }
 
   bool empty() const { return ops_.empty(); }
+  // The most steps before its own that a prompt shows.
+  std::int32_t history() const { return history_; }
   const std::vector<Op>& ops() const { return ops_; }
 
-  // What emit() returns for a step that is being overwritten: its action is not in its set.
-  static constexpr std::size_t kTorn = ~std::size_t{0};
-
-  // Appends the spans of the prompt at step t, returns its tokens. `steps` has observation(i),
-  // candidates(i), action(i) (the index chosen at step i); i <= t, for action i < t.
+  // Appends the spans of the prompt at step t, returns how many tokens it has. `goal` is its goal's
+  // entry; `steps` has observation(i), candidates(i), action(i) (the index chosen at step i);
+  // i <= t, for action i < t. A text that was freed is left out, and the prompt of a step that is
+  // being overwritten is anything: then the row is gone.
   template <class Steps>
-  std::size_t emit(const Tables& tables, const Steps& steps, std::int32_t t, std::int32_t goal,
-                   std::vector<Span>& out) const {
-    std::size_t tokens = 0;
-    const auto put = [&](std::int32_t text) {
-      const Span span = tables.texts[text];
-      if (span.size == 0) return;  // or freed: then the row, or the goal, is gone
-      out.push_back(span);
-      tokens += span.size;
-    };
-    for (const Op& op : ops_) {
-      std::int32_t text = op.arg;
-      switch (op.kind) {
-        case Op::kLiteral:
-          break;
-        case Op::kGoal:
-          text = goal;
-          break;
-        case Op::kObservation:
-          text = steps.observation(t);
-          break;
-        case Op::kActions:
-          put_actions(tables, op, steps.candidates(t), put);
-          continue;
-        case Op::kHistory:
-          if (!put_history(tables, op, steps, t, put)) return kTorn;
-          continue;
-        case Op::kAction:
-          continue;  // refused on construction
-      }
-      put(text);
-    }
-    return tokens;
+  [[gnu::always_inline]] std::size_t emit(const Tables& tables, const Steps& steps, std::int32_t t,
+                                          const SpanEntry& goal, Spans& out) const {
+    const SpanEntry& observation = tables.texts.entry(steps.observation(t));
+    const Texts texts = {&goal, &observation};
+    SpanCursor cursor = out.start(parts_.size());
+    const Part* rest = put_texts(parts_.data(), texts, cursor);
+    if (rest != end()) cursor = put_rest(rest, tables, steps, t, texts, out, cursor);
+    out.finish(cursor);
+    observation.span().prefetch();  // on its way while other prompts are planned
+    return cursor.tokens;
   }
 
  private:
-  template <class Put>
-  static void put_actions(const Tables& tables, const Op& op, std::int32_t candidates,
-                          const Put& put) {
-    const Span set = tables.sets[candidates];
-    for (std::size_t i = 0; i < set.size; ++i) {
-      if (i > 0) put(op.arg);
-      put(set[i]);
+  // An op as it is read for every prompt, with the list of a literal or of a separator at hand.
+  struct Part {
+    Part(const Op& op, const Tables& tables)
+        : kind(op.kind), arg(op.arg), body(static_cast<std::uint32_t>(op.body.size())) {
+      if (kind == Op::kLiteral || kind == Op::kActions) text.set(tables.texts[arg]);
     }
+    SpanEntry text;
+    Op::Kind kind;
+    std::int32_t arg;
+    std::uint32_t body;  // how many parts of bodies_ are its own
+  };
+  using Texts = std::array<const SpanEntry*, 2>;  // of the goal and the observation
+  static_assert(Op::kLiteral < Op::kGoal && Op::kGoal + 1 == Op::kObservation &&
+                Op::kObservation < Op::kActions);
+
+  const Part* end() const { return parts_.data() + parts_.size(); }
+
+  // Parts of one text each; returns the first that is none.
+  const Part* put_texts(const Part* part, const Texts& texts, SpanCursor& cursor) const {
+    SpanCursor at = cursor;
+    for (; part != end() && part->kind <= Op::kObservation; ++part) {
+      const bool fixed = part->kind == Op::kLiteral;
+      at.put(fixed ? part->text : *texts[part->kind == Op::kGoal ? 0 : 1]);
+    }
+    cursor = at;
+    return part;
   }
 
-  // False for a step that is being overwritten.
-  template <class Steps, class Put>
-  static bool put_history(const Tables& tables, const Op& op, const Steps& steps, std::int32_t t,
-                          const Put& put) {
-    for (std::int32_t i = t - std::min(op.arg, t); i < t; ++i) {
-      for (const Op& part : op.body) {
-        std::int32_t text = part.arg;
-        if (part.kind == Op::kObservation) {
-          text = steps.observation(i);
-        } else if (part.kind == Op::kAction) {
-          const Span set = tables.sets[steps.candidates(i)];
-          const auto chosen = static_cast<std::size_t>(steps.action(i));
-          if (chosen >= set.size) return false;
-          text = set[chosen];
+  template <class Steps>
+  [[gnu::noinline]] SpanCursor put_rest(const Part* part, const Tables& tables, const Steps& steps,
+                                        std::int32_t t, const Texts& texts, Spans& out,
+                                        SpanCursor cursor) const {
+    const Part* body = bodies_.data();
+    while (part != end()) {
+      if (part->kind == Op::kActions) {
+        const Span set = tables.sets[steps.candidates(t)];
+        cursor = out.reserve(cursor, 2 * std::size_t{set.size});
+        for (std::size_t i = 0; i < set.size; ++i) {
+          if (i > 0) cursor.put(part->text);
+          cursor.put(tables.texts.entry(set[i]));
         }
-        put(text);
+      } else {
+        const std::int32_t shown = std::min(part->arg, t);
+        cursor = out.reserve(cursor, static_cast<std::size_t>(shown) * part->body);
+        for (std::int32_t i = t - shown; i < t; ++i) {
+          for (const Part* p = body; p != body + part->body; ++p) {
+            if (p->kind == Op::kLiteral) {
+              cursor.put(p->text);
+            } else if (p->kind == Op::kObservation) {
+              cursor.put(tables.texts.entry(steps.observation(i)));
+            } else {
+              const Span set = tables.sets[steps.candidates(i)];
+              const auto chosen = static_cast<std::size_t>(steps.action(i));
+              // Of a step that is being overwritten it may be beyond.
+              if (chosen < set.size) cursor.put(tables.texts.entry(set[chosen]));
+            }
+          }
+        }
+        body += part->body;
       }
+      cursor = out.reserve(cursor, static_cast<std::size_t>(end() - part));
+      part = put_texts(part + 1, texts, cursor);
     }
-    return true;
+    return cursor;
   }
 
   static void check_history(const Op& op, const Tables& tables) {
@@ -140,6 +149,9 @@ class Template {
   }
 
   std::vector<Op> ops_;
+  std::vector<Part> parts_;
+  std::vector<Part> bodies_;  // of all histories
+  std::int32_t history_ = 0;
 };
 
 }  // namespace sacglam::replay
