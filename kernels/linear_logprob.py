@@ -41,15 +41,17 @@ def linear_logprob(
 ) -> torch.Tensor:
     """Log-probability of each edge; see the module's formula. Never materialises [R, V].
 
-    Args: h [R, D]; weight [V, D] (the head's weight, in h's dtype); edge_row, edge_token int [E].
+    Args: h [R, D]; weight [V, D] (the head's weight, in h's dtype; or, outside Triton, bfloat16
+    under float32); edge_row, edge_token int [E].
     Returns float32 [E] (float64 for float64 inputs). Differentiable in h and weight; ask for the
     weight's gradient only in full fine-tuning: it costs another product of the same size.
     On the CPU indices are checked (IndexError); ValueError for shapes and dtypes.
     """
-    _check(h, weight, edge_row, edge_token)
+    triton = use_triton(backend, h)
+    _check(h, weight, edge_row, edge_token, widens=not triton)
     if edge_row.numel() == 0:
         return h.sum().float() * edge_row.to(_acc_dtype(h.dtype))
-    if use_triton(backend, h):
+    if triton:
         return _TritonLinearLogprob.apply(h, weight, edge_row, edge_token)
     return _TorchLinearLogprob.apply(h, weight, edge_row, edge_token)
 
@@ -77,13 +79,19 @@ def _acc_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check(
-    h: torch.Tensor, weight: torch.Tensor, edge_row: torch.Tensor, edge_token: torch.Tensor
+    h: torch.Tensor,
+    weight: torch.Tensor,
+    edge_row: torch.Tensor,
+    edge_token: torch.Tensor,
+    *,
+    widens: bool = True,
 ) -> None:
     if h.ndim != 2 or weight.ndim != 2 or h.shape[1] != weight.shape[1]:
         raise ValueError(
             f"h {tuple(h.shape)}, weight {tuple(weight.shape)}: need [R, D] and [V, D]"
         )
-    if h.dtype != weight.dtype:
+    widens = widens and h.dtype == torch.float32 and weight.dtype == torch.bfloat16
+    if h.dtype != weight.dtype and not widens:
         raise ValueError(f"h is {h.dtype}, weight {weight.dtype}: need one dtype")
     if edge_row.ndim != 1 or edge_row.shape != edge_token.shape:
         raise ValueError(
@@ -140,7 +148,7 @@ def softmax_mean(
         total = torch.zeros_like(shift)
         gathered = part.new_zeros(part.shape, dtype=acc) if need_mean else None
         for t in range(0, vocab, block_tokens):
-            w = weight[t : t + block_tokens]
+            w = weight[t : t + block_tokens].to(h.dtype)
             z = _logits(part, w, shift, buffer[: len(part) * len(w)].view(len(part), len(w)))
             rise = z.amax(1, keepdim=True)
             if t:
@@ -212,7 +220,8 @@ class _TorchLinearLogprob(torch.autograd.Function):
             for t in range(0, weight.shape[0], block_tokens):
                 for r in range(0, h.shape[0], block_rows):
                     part, at = h[r : r + block_rows], slice(r, r + block_rows)
-                    w, shift = weight[t : t + block_tokens], _rounded(lse[at, None], h.dtype)
+                    w = weight[t : t + block_tokens].to(h.dtype)
+                    shift = _rounded(lse[at, None], h.dtype)
                     z = _logits(part, w, shift, buffer[: len(part) * len(w)].view(len(part), -1))
                     z.add_(shift - lse[at, None]).exp_().mul_(row_grad[at, None])
                     dw[t : t + block_tokens] -= torch.mm(z.T.to(h.dtype), part)

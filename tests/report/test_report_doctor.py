@@ -145,3 +145,10 @@ def test_importing_the_reports_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
+
+
+def test_a_large_family_of_environments_is_one_entry() -> None:
+    many = [f"babyai/Level{i}" for i in range(40)]
+    text = shown({"environments": ["playground/small", *many]})
+    assert "playground/small, babyai/... (40: sacglam.list_envs())" in text
+    assert "Level7" not in text

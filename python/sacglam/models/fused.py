@@ -80,6 +80,8 @@ def _norm(module: Any, x: Tensor, add: Tensor | None = None) -> tuple[Tensor, Te
     weight = module.weight
     if "Gemma" in type(module).__name__:  # stored as its difference from one
         weight = 1.0 + (weight.float() if weight.dtype.itemsize == 2 else weight)
+    if not x.is_cuda:
+        weight = weight.to(x.dtype)  # see widening.py
     return rms_norm(x, weight, eps, add)
 
 
@@ -189,7 +191,7 @@ def _t5_block(
     own, last = self.layer[0], self.layer[-1]
     table = own.SelfAttention.compute_bias() if position_bias is None else position_bias
     normed, x = _norm(own.layer_norm, hidden_states.squeeze(0))
-    out = _t5_attention(own.SelfAttention, normed, normed, plan, table)
+    out = _t5_attention(own.SelfAttention, normed, normed, plan, table.to(x.dtype))
     if encoder_hidden_states is not None:
         assert cross_plan is not None
         cross = self.layer[1]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, PromptTooLongError, UnsupportedModelError
-from . import attention, fused
+from . import attention, fused, widening
 from .forest import Forest
 
 CAUSAL = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2", "smollm3")
@@ -39,9 +39,9 @@ class Trunk:
         _refuse_unsupported(self.config)
         attention.register()
         _set_attention(self.base, ATTENTION[attn])
-
         if attn == "fast":
             fused.fuse(self.base)
+            widening.widen(self.base)
 
     @property
     def hidden_size(self) -> int:

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +41,7 @@ _OPTIONAL = (
 )  # fmt: skip
 _REQUIRED = ("torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "rich",
              "matplotlib", "tensorboard")  # fmt: skip
+_MANY = 8  # environments of one family
 
 
 def collect() -> dict[str, Any]:
@@ -124,7 +126,7 @@ def render(report: dict[str, Any]) -> RenderableType:
     others = [n for n in _REQUIRED if n != "torch"]
     facts.add_row("packages", ", ".join(f"{n} {versions.get(n) or MISSING}" for n in others))
     if report.get("environments"):
-        facts.add_row("environments", Text(", ".join(report["environments"])))
+        facts.add_row("environments", Text(", ".join(_families(report["environments"]))))
     parts: list[RenderableType] = [facts, Text(), Text("optional", style="bold")]
     extras = Table.grid(padding=(0, 2))
     extras.add_column(no_wrap=True)
@@ -138,6 +140,17 @@ def render(report: dict[str, Any]) -> RenderableType:
     if problems == []:
         parts.append(Text("Everything that is needed is there.", style="green"))
     return Group(*parts)
+
+
+def _families(environments: list[str]) -> list[str]:
+    """Ids, but of a large family its name and how many it has."""
+    sizes = Counter(name.partition("/")[0] for name in environments)
+    shown: dict[str, None] = {}
+    for name in environments:
+        family = name.partition("/")[0]
+        large = sizes[family] > _MANY
+        shown[f"{family}/... ({sizes[family]}: sacglam.list_envs())" if large else name] = None
+    return list(shown)
 
 
 def _optional_cells(item: dict[str, Any]) -> tuple[str, Text]:

@@ -1,0 +1,143 @@
+"""Models in bfloat16 on the CPU, against float64 with the same weights."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from sacglam.kernels import linear_logprob, linear_logprob_reference
+from sacglam.models import widening
+from sacglam.models.policy import Policy, PolicyOptions
+
+PROMPTS = ["Goal : grasp the red lion . you see water", "Goal : go to blue", "you see a b c d e"]
+CANDIDATES = [["grasp", "grasp red", "go to"], ["go", "go to", "go to blue", "release"], ["a"]]
+
+
+@pytest.fixture
+def build(make_model: Any):
+    """build(architecture, lora=) -> (policy in bfloat16, the same in float64, by the reference)."""
+
+    def policy_of(architecture: str, dtype: torch.dtype, attn: str, lora: bool) -> Policy:
+        # Of a bfloat16 model the buffers stay as they are loaded: in float32.
+        built = torch.float32 if dtype is torch.bfloat16 else dtype
+        model, tokenizer = make_model(architecture, built)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        if lora:
+            targets = ["q", "v"] if model.config.is_encoder_decoder else ["q_proj", "v_proj"]
+            torch.manual_seed(2)
+            model = get_peft_model(
+                model, LoraConfig(r=3, target_modules=targets, init_lora_weights=False)
+            )
+        torch.manual_seed(1)
+        return Policy(model, tokenizer, options=PolicyOptions(attn=attn))
+
+    def both(architecture: str, lora: bool = False) -> tuple[Policy, Policy]:
+        half = policy_of(architecture, torch.bfloat16, "fast", lora)
+        exact = policy_of(architecture, torch.float64, "reference", lora)
+        exact.model.load_state_dict(half.model.state_dict())
+        exact.heads.load_state_dict(half.heads.state_dict())
+        return half, exact
+
+    return both
+
+
+def _scores_and_gradients(policy: Policy) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=scores.log_prob.shape))
+    weight = noise * scores.mask
+    ((scores.log_prob + scores.q.min(0).values) * weight).sum().backward()
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in policy.trainable_parameters().items()
+    }
+    found = [x.detach().double() for x in (scores.log_prob, scores.log_pi, scores.q)]
+    return found, gradients
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm().clamp(min=1e-6))
+
+
+@pytest.fixture
+def without_instructions(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(widening, "multiplies_bfloat16", lambda: False)
+
+
+def test_without_instructions_only_the_weights_are_rounded(
+    build: Any, architecture: str, without_instructions: None
+):
+    half, exact = build(architecture)
+    assert half.dtype is torch.bfloat16
+    (found, gradients), (expected, exact_gradients) = map(_scores_and_gradients, (half, exact))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    for name, gradient in exact_gradients.items():
+        # A weight's gradient has its weight's type, and so eight bits.
+        limit = 1e-4 if gradients[name].dtype is torch.float32 else 1e-2
+        assert _error(gradients[name], gradient) < limit, name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "flan-t5"])
+def test_adapters_have_float32_gradients(build: Any, architecture: str, without_instructions: None):
+    half, exact = build(architecture, lora=True)
+    (found, gradients), (expected, exact_gradients) = map(_scores_and_gradients, (half, exact))
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    assert sum("lora_" in name for name in gradients) >= 8
+    for name, gradient in exact_gradients.items():
+        assert gradients[name].dtype is torch.float32
+        assert _error(gradients[name], gradient) < 1e-4, name
+
+
+def test_with_instructions_torch_multiplies(
+    build: Any, architecture: str, monkeypatch: pytest.MonkeyPatch
+):
+    """What bfloat16 keeps of these models: about two digits of a log-probability."""
+    monkeypatch.setattr(widening, "multiplies_bfloat16", lambda: True)
+    half, exact = build(architecture)
+    embed = half.model.get_input_embeddings()
+    assert embed(torch.zeros(1, dtype=torch.long)).dtype is torch.bfloat16
+    (found, _), (expected, _) = map(_scores_and_gradients, (half, exact))
+    assert _error(found[0], expected[0]) < 3e-2
+    assert _error(found[1].exp(), expected[1].exp()) < 0.15
+
+
+def test_a_head_of_two_bytes_under_rows_of_four():
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(70, 24, generator=generator, requires_grad=True)
+    weight = torch.randn(4500, 24, generator=generator).bfloat16().requires_grad_()
+    row = torch.randint(70, (90,), generator=generator)
+    token = torch.randint(4500, (90,), generator=generator)
+    found = linear_logprob(h, weight, row, token)
+    expected = linear_logprob_reference(h, weight, row, token)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn(90, generator=generator)
+    ours = torch.autograd.grad((found * grad).sum(), (h, weight))
+    exact = torch.autograd.grad((expected * grad).sum(), (h, weight))
+    assert _error(ours[0], exact[0].double()) < 1e-5
+    assert _error(ours[1], exact[1].double()) < 4e-3
+    with pytest.raises(ValueError, match="one dtype"):
+        linear_logprob(h.bfloat16(), weight.float(), row, token)
+
+
+def test_weights_that_move_are_not_widened(without_instructions: None):
+    """A module that is in another type by now computes in it."""
+    layer = torch.nn.Linear(4, 3).bfloat16()
+    widening.widen(layer)
+    x = torch.randn(2, 4)
+    assert layer(x.bfloat16()).dtype is torch.float32
+    layer.double()
+    assert layer(x.double()).dtype is torch.float64
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86 alone")
+def test_the_instructions_are_those_that_the_kernel_tells_of():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert widening.multiplies_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & flags)
