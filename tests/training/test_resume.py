@@ -44,6 +44,8 @@ class _InterruptAt(Callback):
         {"replay.sampling": "prioritised", "replay.capacity": 150},
         {"replay.capacity_bytes": 60_000, "prompt.list_actions": True},
         {"sac.subgoals": 0.7, "env.id": "playground/zoo"},
+        {"model.dtype": "bfloat16"},
+        {"model.dtype": "bfloat16", "algo": "ppo", "ppo.rollout": 30, "ppo.minibatch": 16},
     ],
     ids=[
         "llama",
@@ -55,6 +57,8 @@ class _InterruptAt(Callback):
         "prioritised",
         "bytes",
         "subgoals",
+        "bfloat16",
+        "ppo-bfloat16",
     ],
 )
 def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, Any]):

@@ -36,7 +36,6 @@ class Learner:
         self.target = TargetParameters(self.parameters)
         self.updates = 0
         self.optimiser = Optimiser(self.parameters, config)
-        self.optimizer = self.optimiser.adam
         self.objective = SacObjective(policy, self.target, self.optimiser, config)
         self._graphs: UpdateGraphs | None = None
         start = math.log(max(config.sac.alpha, 1e-8))

@@ -10,10 +10,15 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..errors import ConfigError, DivergedError
+from . import checkpoint
 
 
 class Optimiser:
     """AdamW over the trained parameters, the heads with a learning rate of their own.
+
+    Parameters of 16 bits are stepped as float32 copies, of which they are the rounded values: most
+    steps are less than their eight bits can show (Micikevicius et al., "Mixed precision training",
+    2018).
 
     Args:
         parameters: the trained parameters by name, heads under "heads.".
@@ -27,20 +32,24 @@ class Optimiser:
         if lr is None:
             raise ConfigError("optim.lr is null; a resolved configuration has a number there")
         self._rates = [lr, config.optim.head_lr or lr]
-        heads = [p for n, p in parameters.items() if n.startswith("heads.")]
-        body = [p for n, p in parameters.items() if not n.startswith("heads.")]
-        known = (torch.float32, torch.float64, torch.bfloat16)
+        self._copies = {
+            i: p.detach().float() for i, p in enumerate(self._parameters) if p.dtype.itemsize == 2
+        }
+        stepped = [self._copies.get(i, p) for i, p in enumerate(self._parameters)]
+        named = list(zip(parameters, stepped, strict=True))
+        heads = [p for n, p in named if n.startswith("heads.")]
+        body = [p for n, p in named if not n.startswith("heads.")]
         self.adam = torch.optim.AdamW(
             [{"params": body}, {"params": heads}],
             lr=lr,
             weight_decay=config.optim.weight_decay,
-            fused=all(p.dtype in known for p in self._parameters),
+            fused=all(p.dtype in (torch.float32, torch.float64) for p in stepped),
         )
 
     def gradient(self, loss: Tensor) -> Tensor:
         """The loss's gradient, scaled down to a norm of `optim.grad_clip`; returns the norm that
         it had before (scalar)."""
-        self.adam.zero_grad(set_to_none=True)
+        self.zero_grad()
         loss.backward()
         return torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip)
 
@@ -56,7 +65,32 @@ class Optimiser:
         share *= 1.0 - (1.0 - self._config.final_lr) * min(1.0, progress)
         for group, rate in zip(self.adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
+        for i, copy in self._copies.items():
+            gradient = self._parameters[i].grad
+            copy.grad = None if gradient is None else gradient.float()
         self.adam.step()
+        with torch.no_grad():
+            for i, copy in self._copies.items():
+                self._parameters[i].copy_(copy)
+                copy.grad = None
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """AdamW's state and the float32 copies, as tensors."""
+        copies = {f"copy.{i}": copy for i, copy in self._copies.items()}
+        return checkpoint.optimizer_tensors(self.adam) | copies
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse. Copies that are not among the tensors are made of the parameters."""
+        rest = dict(tensors)
+        for i, copy in self._copies.items():
+            copy.copy_(rest.pop(f"copy.{i}", self._parameters[i]))
+        checkpoint.restore_optimizer(self.adam, rest)
 
 
 def check_finite(metrics: Mapping[str, float], updates: int, *, huber: bool = False) -> None:

@@ -82,13 +82,12 @@ class PpoAlgorithm:
         return metrics
 
     def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
-        writer.tensors("optimizer", checkpoint.optimizer_tensors(self.optimiser.adam))
+        writer.tensors("optimizer", self.optimiser.state_dict())
         writer.tensors("rollout", self.collector.rollout.tensors())
         return {"updates": self.updates, "rollouts": self._rollouts}
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
-        tensors = checkpoint.read_tensors(folder, "optimizer")
-        checkpoint.restore_optimizer(self.optimiser.adam, tensors)
+        self.optimiser.load_state_dict(checkpoint.read_tensors(folder, "optimizer"))
         self.updates, self._rollouts = state["updates"], state["rollouts"]
         self.collector.restore(state["episodes"])
         # After the episodes: playing them again has recorded their steps anew.

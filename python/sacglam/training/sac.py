@@ -77,7 +77,7 @@ class SacAlgorithm:
     def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
         learner = self.learner
         writer.tensors("target", learner.target.state_dict())
-        tensors = checkpoint.optimizer_tensors(learner.optimizer)
+        tensors = learner.optimiser.state_dict()
         alpha = checkpoint.optimizer_tensors(learner.alpha_optimizer)
         tensors |= {f"alpha.{name}": value for name, value in alpha.items()}
         tensors["log_alpha"] = learner.log_alpha
@@ -97,7 +97,7 @@ class SacAlgorithm:
         alpha = {k[6:]: v for k, v in tensors.items() if k.startswith("alpha.")}
         body = {k: v for k, v in tensors.items() if not k.startswith("alpha.")}
         checkpoint.restore_optimizer(learner.alpha_optimizer, alpha)
-        checkpoint.restore_optimizer(learner.optimizer, body)
+        learner.optimiser.load_state_dict(body)
         learner.updates = state["updates"]
         self.buffer.load(str(folder / "replay.bin"))
         self.texts.forget()  # ids may be others now

@@ -80,7 +80,7 @@ class UpdateGraphs:
         return Graphs(
             call, policy.model, self._capture,
             doing="training",
-            reads=[*policy.heads.parameters(), *self._objective.target.state_dict().values()],
+            reads=[*policy.heads.parameters(), *self._objective.target.averages()],
             adapter="default" if policy.options.critic_trunk == "adapter" else None,
             padding=padding,
             numbers=numbers,
@@ -100,7 +100,7 @@ class UpdateGraphs:
             [g for g, used in zip(self._gradient, there, strict=True) if used],
             [p.grad for p in self._parameters if p.grad is not None],
         )
-        self._objective.optimiser.adam.zero_grad(set_to_none=True)
+        self._objective.optimiser.zero_grad()
         return report
 
 
