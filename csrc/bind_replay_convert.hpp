@@ -64,6 +64,9 @@ inline bool to_bool(const py::handle& value, const char* name) {
 
 template <class T>
 bool is_type(const py::array& a) {
+  // Nearly always numpy's own object for the type; never freed.
+  static const PyObject* const usual = py::dtype::of<T>().release().ptr();
+  if (py::detail::array_proxy(a.ptr())->descr == usual) return true;
   return py::detail::npy_api::get().PyArray_EquivTypes_(a.dtype().ptr(), py::dtype::of<T>().ptr());
 }
 

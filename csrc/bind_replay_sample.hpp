@@ -1,6 +1,8 @@
 // Batches as tuples of arrays, drawn now or ahead, and a user's relabeling as a hook.
 #pragma once
 
+#include <array>
+
 #include "bind_replay_convert.hpp"
 #include "replay_prefetch.hpp"
 
@@ -26,55 +28,66 @@ constexpr const char* kFields[] = {"prompt_ids",
 // A caller's arrays to write to.
 struct GivenArrays {
   BatchArrays arrays{};
-  std::size_t prompt_room, next_room;
-  bool exact = true;  // those of the rows have no more entries than there are rows
 
-  GivenArrays(const py::tuple& t, std::size_t rows) {
-    if (t.size() != std::size(kFields)) throw ReplayFault("out must have every field");
-    arrays.prompt_ids = writable<std::int32_t>(t[0], kFields[0], 0);
-    arrays.prompt_offsets = of_rows<std::int64_t>(t, 1, rows + 1);
-    arrays.candidates = of_rows<std::int32_t>(t, 2, rows);
-    arrays.next_prompt_ids = writable<std::int32_t>(t[3], kFields[3], 0);
-    arrays.next_prompt_offsets = of_rows<std::int64_t>(t, 4, rows + 1);
-    arrays.next_candidates = of_rows<std::int32_t>(t, 5, rows);
-    arrays.action = of_rows<std::int32_t>(t, 6, rows);
-    arrays.n_step_return = of_rows<float>(t, 7, rows);
-    arrays.discount = of_rows<float>(t, 8, rows);
-    arrays.weight = of_rows<float>(t, 9, rows);
-    arrays.steps = of_rows<std::int32_t>(t, 10, rows);
-    arrays.goal = of_rows<std::int32_t>(t, 11, rows);
-    arrays.relabeled = of_rows<std::uint8_t>(t, 12, rows);
-    arrays.episode = of_rows<std::int64_t>(t, 13, rows);
-    arrays.step = of_rows<std::int32_t>(t, 14, rows);
-    arrays.key = of_rows<std::int64_t>(t, 15, rows);
-    prompt_room = static_cast<std::size_t>(t[0].cast<py::array>().size());
-    next_room = static_cast<std::size_t>(t[3].cast<py::array>().size());
+  GivenArrays(py::tuple t, std::size_t rows) : fields_(std::move(t)), rows_(rows) {
+    if (fields_.size() != std::size(kFields)) throw ReplayFault("out must have every field");
+    take(arrays.prompt_ids, 0, 0);
+    take(arrays.prompt_offsets, 1, rows + 1);
+    take(arrays.candidates, 2, rows);
+    take(arrays.next_prompt_ids, 3, 0);
+    take(arrays.next_prompt_offsets, 4, rows + 1);
+    take(arrays.next_candidates, 5, rows);
+    take(arrays.action, 6, rows);
+    take(arrays.n_step_return, 7, rows);
+    take(arrays.discount, 8, rows);
+    take(arrays.weight, 9, rows);
+    take(arrays.steps, 10, rows);
+    take(arrays.goal, 11, rows);
+    take(arrays.relabeled, 12, rows);
+    take(arrays.episode, 13, rows);
+    take(arrays.step, 14, rows);
+    take(arrays.key, 15, rows);
   }
 
   void require_room(std::size_t prompt_tokens, std::size_t next_tokens) const {
-    require("prompt_ids", prompt_room, prompt_tokens);
-    require("next_prompt_ids", next_room, next_tokens);
+    require(0, prompt_tokens);
+    require(3, next_tokens);
   }
 
-  // What a caller needs to take the batch's part of its arrays.
+  // The batch's part of each.
   py::tuple used(std::size_t prompt_tokens, std::size_t next_tokens) const {
-    return py::make_tuple(prompt_tokens, next_tokens, exact);
+    py::tuple out(std::size(kFields));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const bool offsets = i == 1 || i == 4;
+      const std::size_t need = i == 0   ? prompt_tokens
+                               : i == 3 ? next_tokens
+                                        : rows_ + (offsets ? 1 : 0);
+      py::object array = fields_[i];
+      if (sizes_[i] != need) array = array[py::slice(0, static_cast<py::ssize_t>(need), 1)];
+      out[i] = std::move(array);
+    }
+    return out;
   }
 
  private:
   template <class T>
-  T* of_rows(const py::tuple& t, std::size_t field, std::size_t need) {
-    T* data = writable<T>(t[field], kFields[field], need);
-    exact = exact && static_cast<std::size_t>(PyObject_Length(t[field].ptr())) == need;
-    return data;
+  void take(T*& data, std::size_t field, std::size_t need) {
+    const py::object array = fields_[field];
+    data = writable<T>(array, kFields[field], need);
+    sizes_[field] = static_cast<std::size_t>(py::detail::array_proxy(array.ptr())->dimensions[0]);
   }
-  static void require(const char* name, std::size_t room, std::size_t need) {
-    if (need > room) {
-      throw ReplayFault(std::string("out.") + name + " holds " + std::to_string(room) +
-                        " token ids, this batch needs " + std::to_string(need) +
+  void require(std::size_t field, std::size_t need) const {
+    if (need > sizes_[field]) {
+      throw ReplayFault(std::string("out.") + kFields[field] + " holds " +
+                        std::to_string(sizes_[field]) + " token ids, this batch needs " +
+                        std::to_string(need) +
                         "; give a larger array, the same batch is drawn again");
     }
   }
+
+  py::tuple fields_;
+  std::size_t rows_;
+  std::array<std::size_t, std::size(kFields)> sizes_{};
 };
 
 // The memory of a batch as new numpy arrays; a field keeps all other fields of the rows alive.
@@ -145,7 +158,7 @@ inline py::list sample_many(ReplayBuffer& buffer, const py::object& count,
   return out;
 }
 
-// With `out`, returns what of it was used; see GivenArrays::used.
+// With `out`, the fields are views on its arrays.
 inline py::tuple sample(ReplayBuffer& buffer, const py::object& batch_size, const py::object& out,
                         double beta, const py::object& ask) {
   if (out.is_none()) return sample_many(buffer, py::int_(1), batch_size, beta, ask)[0];

@@ -360,19 +360,9 @@ class ReplayBuffer:
             ReplayError: nothing is stored, no template is set, or an array of `out` has a wrong
                 dtype or shape or is too small; the next call then draws this same batch.
         """
-        if out is None:
-            return Batch._make(self._draw(batch_size, None, beta))
-        if not isinstance(out, Batch):
+        if out is not None and not isinstance(out, Batch):
             raise ReplayError(f"out must be a Batch, got {type(out).__name__}; see Batch.allocate")
-        tokens, next_tokens, exact = self._draw(batch_size, out, beta)
-        prompt, next_prompt = out.prompt_ids[:tokens], out.next_prompt_ids[:next_tokens]
-        if exact:  # the usual case; slices cost as much as some dozen rows
-            return Batch._make((prompt, *out[1:3], next_prompt, *out[4:]))
-        b = int(batch_size)
-        rows = [array[:b] for array in out[4:]]
-        rows[0] = out.next_prompt_offsets[: b + 1]
-        offsets = out.prompt_offsets[: b + 1]
-        return Batch._make((prompt, offsets, out.candidates[:b], next_prompt, *rows))
+        return Batch._make(self._draw(batch_size, out, beta))
 
     def _draw(self, batch_size: int, out: Any, beta: float | None) -> tuple[Any, ...]:
         weight = self._settings["priority_beta"] if beta is None else real("beta", beta, 0.0, 10.0)
