@@ -3,6 +3,7 @@ the quick mode. README.md beside this file shows it in use."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import os
@@ -113,9 +114,9 @@ def _sample(
 
 def peak_rss_bytes(method: Method) -> int | None:
     """Bytes by which the process grew at most while `method` ran once, or None where the system
-    cannot tell. What the allocator reuses from earlier is not seen: call it before timing."""
+    cannot tell. Call it before timing: what was freed before is given back to the system."""
     status = Path("/proc/self/status")
-    gc.collect()  # garbage that went while it runs would hide as much of what it takes
+    _give_back_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (proc(5))
         before = _status_bytes(status, "VmRSS")
@@ -128,6 +129,15 @@ def peak_rss_bytes(method: Method) -> int | None:
         unit = 1 if sys.platform == "darwin" else 1024
         # Below the high-water mark of the process nothing can be known.
         return (after - before) * unit if after > before else None
+
+
+def _give_back_memory() -> None:
+    """So that what is taken next is not hidden by garbage that goes meanwhile, nor by what the
+    allocator (glibc's) has at hand."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _status_bytes(status: Path, field: str) -> int:

@@ -3,8 +3,6 @@ configurations, and random prompts with candidates of which most share their fir
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,11 +169,3 @@ def ours_with_q(work: Work) -> Tensor:
     q = work.policy.forward(work.policy.pack(work.ids, work.offsets, work.sets)).q
     assert q is not None
     return q
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system, so that the next peak does not hide in it (glibc)."""
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)

@@ -33,7 +33,6 @@ from scoring_rivals import LAMOREL, NAIVE, RIVALS, Score  # noqa: E402
 from scoring_work import (  # noqa: E402
     Work,
     build_work,
-    give_back_memory,
     name_of,
     ours,
     ours_with_q,
@@ -69,7 +68,6 @@ def _agreeing(
     peaks, scores = {}, {}
     for name, method in methods.items():
         scores[name] = method().float()  # and what is built at a first call is there
-        give_back_memory()
         peaks[name] = peak_bytes(method)
         torch.testing.assert_close(
             scores[name], scores["sacglam"], rtol=near, atol=near,

@@ -35,7 +35,6 @@ from scoring_rivals import RIVALS, Score  # noqa: E402
 from scoring_work import (  # noqa: E402
     Work,
     build_work,
-    give_back_memory,
     name_of,
     ours,
     sizes_of,
@@ -256,7 +255,6 @@ def test_lora_step(compare, peak_bytes, quick, kind):
                 found, ours_found, rtol=1e-3, atol=1e-3 * max(scale, 1e-6),
                 msg=lambda text, name=name: f"the gradients of {name} disagree: {text}",
             )  # fmt: skip
-        give_back_memory()
         peaks[name] = peak_bytes(step)
     compare(
         f"LoRA step, {name_of(kind, sizes)}",
