@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
 #include "replay_tables.hpp"
@@ -33,11 +32,13 @@ class Template {
     for (const Op& op : ops_) {
       if (op.kind == Op::kLiteral) tables.require_text(op.arg, "template literal");
       if (op.kind == Op::kActions) tables.require_text(op.arg, "template action separator");
-      if (op.kind == Op::kHistory) check_history(op, tables);
+      if (op.kind == Op::kHistory) {
+        check_history(op, tables);
+        history_ = std::max(history_, op.arg);
+      }
       if (op.kind == Op::kAction) {
         throw ReplayFault("a template may use \"action\" inside \"history\" alone");
       }
-      if (op.kind == Op::kHistory) history_ = std::max(history_, op.arg);
       parts_.emplace_back(op, tables);
       for (const Op& part : op.body) bodies_.emplace_back(part, tables);
     }
@@ -56,7 +57,7 @@ class Template {
   [[gnu::always_inline]] std::size_t emit(const Tables& tables, const Steps& steps, std::int32_t t,
                                           const SpanEntry& goal, Spans& out) const {
     const SpanEntry& observation = tables.texts.entry(steps.observation(t));
-    const Texts texts = {&goal, &observation};
+    const Texts texts = {goal, observation};
     SpanCursor cursor = out.start(parts_.size());
     const Part* rest = put_texts(parts_.data(), texts, cursor);
     if (rest != end()) cursor = put_rest(rest, tables, steps, t, texts, out, cursor);
@@ -77,8 +78,12 @@ class Template {
     std::int32_t arg;
     std::uint32_t body;  // how many parts of bodies_ are its own
   };
-  using Texts = std::array<const SpanEntry*, 2>;  // of the goal and the observation
-  static_assert(Op::kLiteral < Op::kGoal && Op::kGoal + 1 == Op::kObservation &&
+  struct Texts {
+    const SpanEntry& goal;
+    const SpanEntry& observation;
+  };
+  // Those of one text each come first.
+  static_assert(Op::kLiteral < Op::kObservation && Op::kGoal < Op::kObservation &&
                 Op::kObservation < Op::kActions);
 
   const Part* end() const { return parts_.data() + parts_.size(); }
@@ -87,8 +92,8 @@ class Template {
   const Part* put_texts(const Part* part, const Texts& texts, SpanCursor& cursor) const {
     SpanCursor at = cursor;
     for (; part != end() && part->kind <= Op::kObservation; ++part) {
-      const bool fixed = part->kind == Op::kLiteral;
-      at.put(fixed ? part->text : *texts[part->kind == Op::kGoal ? 0 : 1]);
+      const SpanEntry& shown = part->kind == Op::kGoal ? texts.goal : texts.observation;
+      at.put(part->kind == Op::kLiteral ? part->text : shown);
     }
     cursor = at;
     return part;

@@ -136,6 +136,7 @@ def test_weights_that_move_are_not_widened(without_instructions: None):
     assert layer(x.double()).dtype is torch.float64
 
 
+# Elsewhere the system tells of instructions in another way, or has other names for them.
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86 alone")
 def test_the_instructions_are_those_that_the_kernel_tells_of():

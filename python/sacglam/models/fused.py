@@ -42,24 +42,25 @@ def fuse(model: Any) -> None:
     """Give the layers of a model faster forward methods, where its type is known."""
     for module in model.modules():
         if hasattr(module, "lora_A"):
-            _override(module, _adapted_linear)
+            override(module, _adapted_linear)
     if model.config.model_type in LLAMA_LIKE:
         layers = model.base_model.layers
         if all(_activation(layer.mlp.act_fn) for layer in layers):
             for layer in layers:
-                _override(layer, _llama_layer)
+                override(layer, _llama_layer)
             layers[-1].sacglam_last = True
     elif model.config.model_type == "t5":
         for module in model.modules():
             if type(module).__name__ == "T5LayerNorm":
-                _override(module, _t5_norm)
+                override(module, _t5_norm)
             elif type(module).__name__ == "T5DenseGatedActDense" and _activation(module.act):
-                _override(module, _t5_gated)
+                override(module, _t5_gated)
             elif type(module).__name__ == "T5Block":
-                _override(module, _t5_block)
+                override(module, _t5_block)
 
 
-def _override(module: nn.Module, forward: Any) -> None:
+def override(module: nn.Module, forward: Any) -> None:
+    """Give a module another forward method; its own becomes `sacglam_original`."""
     module.sacglam_original = module.forward  # type: ignore[assignment]
     module.forward = types.MethodType(forward, module)
 

@@ -10,7 +10,6 @@ for weights.
 from __future__ import annotations
 
 import platform
-import types
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .fused import override
 
 
 @lru_cache(maxsize=1)
@@ -49,17 +50,15 @@ def widen(model: nn.Module) -> None:
             compute = _t5_feed_forward
         weight = next(module.parameters(), None)
         if compute is not None and weight is not None and _is_narrow(weight):
-            _override(module, compute)
+            override(module, _unless_moved(compute))
 
 
-def _override(module: nn.Module, compute: Callable[[Any, Tensor], Tensor]) -> None:
-    narrow = module.forward
-
+def _unless_moved(compute: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
         moved = not _is_narrow(next(self.parameters()))
-        return narrow(x) if moved else compute(self, x)
+        return self.sacglam_original(x) if moved else compute(self, x)
 
-    module.forward = types.MethodType(forward, module)
+    return forward
 
 
 def _is_narrow(weight: Tensor) -> bool:
