@@ -112,6 +112,52 @@ def _sample(
     return (clock() - start) / calls
 
 
+@dataclass(frozen=True)
+class Bracketed:
+    """Seconds per call of one method, and of the slower one of the floor's two samples around."""
+
+    seconds: list[float]
+    floor: list[float]
+
+    @property
+    def at_full_speed(self) -> list[float]:
+        """Of the rounds whose floor took at most a tenth more than the fastest one."""
+        slowest = 1.1 * min(self.floor)
+        return [s for s, floor in zip(self.seconds, self.floor, strict=True) if floor <= slowest]
+
+
+def bracket(
+    method: Method, floor: Method, *, effort: Effort = FULL, clock: Clock = time.perf_counter
+) -> Bracketed:
+    """Time one method in a row of long samples, its floor shortly before and after each.
+
+    A virtual machine can run at half its speed for seconds, when its neighbours work. The floor
+    tells when; the method itself has no say in which rounds count. Long samples, so that it finds
+    the caches as its own calls left them.
+    """
+    lengths = {method: 80 * effort.min_sample_s, floor: 8 * effort.min_sample_s}
+
+    def sample(timed: Method) -> float:
+        calls = 0
+        start = clock()
+        while clock() - start < lengths[timed] or calls == 0:
+            for _ in range(20):
+                timed()
+            calls += 20
+        return (clock() - start) / calls
+
+    sample(method)
+    before = sample(floor)
+    seconds, floors = [], []
+    end = time.monotonic() + 5 * effort.budget_s
+    while time.monotonic() < end or len(seconds) < effort.min_rounds:
+        seconds.append(sample(method))
+        after = sample(floor)
+        floors.append(max(before, after))
+        before = after
+    return Bracketed(seconds, floors)
+
+
 def peak_rss_bytes(method: Method) -> int | None:
     """Bytes by which the process grew at most while `method` ran once, or None where the system
     cannot tell. Call it before timing: what was freed before is given back to the system."""
@@ -148,7 +194,7 @@ def _status_bytes(status: Path, field: str) -> int:
 
 
 class ReplayClock:
-    """A timer that shows pytest-benchmark the samples measured by `interleave`, so that its own
+    """A timer that shows pytest-benchmark samples that were measured here, so that its own
     table, its JSON and its comparisons hold those and nothing is measured twice."""
 
     def __init__(self) -> None:
@@ -192,7 +238,7 @@ _DEADLINE = pytest.StashKey[float]()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "compare" in getattr(item, "fixturenames", ()):
+        if {"compare", "steady"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.benchmark(timer=ReplayClock()))
 
 
@@ -306,10 +352,48 @@ def compare(
                 if name != OURS
             },
         )
-        timer: ReplayClock = request.node.get_closest_marker("benchmark").kwargs["timer"]
-        samples = itertools.accumulate(result.seconds[OURS], initial=timer())
-        next(samples)
-        benchmark.pedantic(timer.advance, args=(samples,), rounds=len(result.seconds[OURS]))
+        _show(request, benchmark, result.seconds[OURS])
         return result
 
     return run
+
+
+@pytest.fixture
+def steady(
+    request: pytest.FixtureRequest, benchmark: Any, effort: Effort
+) -> Callable[..., Bracketed | None]:
+    """Time our method alone, as it runs on the machine at its full speed: see `bracket`.
+
+        steady(case, method, *, floor, clock=time.perf_counter)
+
+    Its row has `full_speed_s` and `full_speed_share`, the share of the rounds that were such.
+    """
+
+    def run(
+        case: str, method: Method, *, floor: Method, clock: Clock = time.perf_counter
+    ) -> Bracketed | None:
+        if benchmark.disabled:
+            method()
+            benchmark.pedantic(floor)
+            return None
+        result = bracket(method, floor, effort=effort, clock=clock)
+        full = result.at_full_speed
+        benchmark.extra_info.update(
+            case=case,
+            method=OURS,
+            floor_s=statistics.median(result.floor),
+            peak_bytes=None,
+            full_speed_s=statistics.median(full),
+            full_speed_share=len(full) / len(result.seconds),
+        )
+        _show(request, benchmark, result.seconds)
+        return result
+
+    return run
+
+
+def _show(request: pytest.FixtureRequest, benchmark: Any, seconds: list[float]) -> None:
+    timer: ReplayClock = request.node.get_closest_marker("benchmark").kwargs["timer"]
+    samples = itertools.accumulate(seconds, initial=timer())
+    next(samples)
+    benchmark.pedantic(timer.advance, args=(samples,), rounds=len(seconds))

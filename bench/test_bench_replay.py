@@ -62,6 +62,16 @@ def test_sample(compare, peak_bytes, work, filled, peers):
     compare(case, methods, floor=gather_floor(work), peak_bytes=peaks, clock=CPU)
 
 
+def test_sample_alone(steady, work, filled):
+    """What one sampler gives that has the machine to itself."""
+    steady(
+        f"sample {B}, 128 tokens, nothing between",
+        sampler(filled[0], work.tokens),
+        floor=gather_floor(work),
+        clock=CPU,
+    )
+
+
 def test_insert(compare, work, filled, peers):
     """One episode of 25 steps, the oldest one evicted. Ours: ids ready, as the collector has them
     from acting; and with its texts interned in the call, which finds them known."""

@@ -40,6 +40,9 @@ def test_sum(compare, quick):
     if result is not None:
         assert len(calls) >= 5
 
+def test_alone(steady):
+    steady("alone", lambda: time.sleep(0.0001), floor=lambda: time.sleep(0.00005))
+
 def test_plain(benchmark):
     benchmark.extra_info.update(case="plain", method="sacglam", floor_s=1e-9)
     benchmark(sum, range(100))
@@ -89,11 +92,12 @@ def test_rows_hold_what_the_suite_measured(suites: Path, tmp_path: Path) -> None
     assert result["command"] == "sacglam bench toy --quick"
     rows = {(row["case"], row["method"]): row for row in result["rows"]}
     assert set(rows) == {
-        ("sum", "sacglam"), ("sum", "sleeper"), ("plain", "sacglam"), ("plain", "list"),
+        ("sum", "sacglam"), ("sum", "sleeper"), ("alone", "sacglam"),
+        ("plain", "sacglam"), ("plain", "list"),
     }  # fmt: skip
     keys = {
         "suite", "case", "method", "median_s", "ratio_to_sacglam", "floor_ratio", "peak_bytes",
-        "flops", "flops_ratio",
+        "flops", "flops_ratio", "full_speed_s", "full_speed_share",
     }  # fmt: skip
     assert all(set(row) == keys and row["suite"] == "toy" for row in rows.values())
     ours, theirs = rows["sum", "sacglam"], rows["sum", "sleeper"]
@@ -107,6 +111,11 @@ def test_rows_hold_what_the_suite_measured(suites: Path, tmp_path: Path) -> None
     assert (ours["peak_bytes"], theirs["peak_bytes"]) == (1000, 5000)
     assert (ours["flops"], ours["flops_ratio"]) == (30, 1.5)
     assert (theirs["flops"], theirs["flops_ratio"]) == (80, 4.0)
+    assert ours["full_speed_s"] is None
+    alone = rows["alone", "sacglam"]
+    assert alone["full_speed_s"] >= 0.0001
+    assert 0.0 < alone["full_speed_share"] <= 1.0
+    assert "full speed" in " ".join(shown.split())
     plain = rows["plain", "list"]
     expected = plain["median_s"] / rows["plain", "sacglam"]["median_s"]
     assert plain["ratio_to_sacglam"] == pytest.approx(expected)
@@ -168,7 +177,7 @@ def test_disabled_benchmarks_run_each_method_once(suites: Path) -> None:
         capture_output=True, text=True, cwd=suites.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout
 
 
 def test_unknown_suite_names_near_ones(suites: Path) -> None:
@@ -284,6 +293,27 @@ def test_interleave_fills_its_budget_within_bounds(convention: ModuleType) -> No
     )
     fast = convention.interleave({"sacglam": lambda: None}, effort=effort)
     assert len(fast.seconds["sacglam"]) == 6
+
+
+def test_bracket_counts_what_ran_between_two_fast_floors(convention: ModuleType) -> None:
+    """A machine that turns to half its speed and back, at times that are no multiple of a round."""
+    now = 0.0
+
+    def work(seconds: float) -> None:
+        nonlocal now
+        now += seconds * (1.0 if now % 700.0 < 350.0 else 2.0)
+
+    effort = convention.Effort(
+        budget_s=0.0, min_rounds=60, max_rounds=60, min_sample_s=0.5, suite_s=1.0
+    )
+    result = convention.bracket(
+        lambda: work(1.0), lambda: work(0.2), effort=effort, clock=lambda: now
+    )
+    assert len(result.seconds) == len(result.floor) == 60
+    full = result.at_full_speed
+    assert 10 <= len(full) <= 30
+    assert sorted(full)[len(full) // 2] == pytest.approx(1.0)
+    assert max(full) < 1.6  # one that holds a whole slow phase between two fast ones is rare
 
 
 @pytest.mark.skipif(

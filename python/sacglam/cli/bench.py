@@ -130,6 +130,8 @@ def rows_of(suite: str, report: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
                 "ratio_to_sacglam": 1.0 if method == OURS else None,
                 "peak_bytes": info.get("peak_bytes"),
                 "flops": info.get("flops"),
+                "full_speed_s": info.get("full_speed_s"),
+                "full_speed_share": info.get("full_speed_share"),
             },
             **(info.get("rivals") or {}),
         }
@@ -162,6 +164,8 @@ def _finish(
         "peak_bytes": row.get("peak_bytes"),
         "flops": flops,
         "flops_ratio": flops / floor_flops if flops and floor_flops else None,
+        "full_speed_s": row.get("full_speed_s"),
+        "full_speed_share": row.get("full_speed_share"),
     }
 
 
@@ -333,4 +337,7 @@ def bench_table(rows: list[dict[str, Any]]) -> RenderableType:
             *([compact(row["flops_ratio"])] if counted else []),
             size(row["peak_bytes"]),
         )
+        if row["full_speed_s"]:
+            share = f"in {row['full_speed_share']:.0%}, at full speed"
+            table.add_row("", "", share, seconds(row["full_speed_s"]), style="dim")
     return table
