@@ -182,12 +182,15 @@ class ReplayBuffer {
   Stats stats();
 
  private:
-  // Whether these of its steps can be stored as one episode.
+  // Whether these of its steps can be stored as one episode. It may not have been checked: then
+  // its offsets can be anything, and what is wrong with them is said where it is added.
   bool fits(const EpisodeInput& input, std::size_t begin, std::size_t end) const {
     if (end - begin > static_cast<std::size_t>(settings_.capacity)) return false;
-    if (!log_ || end >= input.achieved_offsets.size()) return true;  // refused elsewhere
-    const std::int64_t events = input.achieved_offsets[end] - input.achieved_offsets[begin];
-    return log_->fits(end - begin, static_cast<std::size_t>(std::max<std::int64_t>(events, 0)));
+    if (!log_ || end >= input.achieved_offsets.size()) return true;
+    const std::int64_t first = input.achieved_offsets[begin];
+    const std::int64_t last = input.achieved_offsets[end];
+    if (first < 0 || last < first) return true;
+    return log_->fits(end - begin, static_cast<std::size_t>(last - first));
   }
   bool frees() const { return settings_.capacity_bytes > 0; }
   // The table is looked up under the lock: load() may be about to replace it.

@@ -142,6 +142,16 @@ class Round:
         }
         self.buffer.add_episode(**wrong)
 
+    def add_extremes(self) -> None:
+        """Numbers that calculations overflow with, where an episode has them for each step."""
+        sound = episode(self.rng)
+        name = self.rng.choice(["achieved_offsets", "achieved", "observations", "actions"])
+        wide = name == "achieved_offsets"
+        edges = [-(2**63), -1, 0, 1, 2**63 - 1] if wide else [-(2**31), -1, 0, 1, 2**31 - 1]
+        values = [self.rng.choice(edges) for _ in sound[name]]
+        sound[name] = np.array(values, np.int64 if wide else np.int32)
+        self.buffer.add_episode(**sound)
+
     def intern(self) -> None:
         self.rng.choice([self.buffer.intern_text, self.buffer.intern_candidates])(self.bad.array())
 
@@ -297,9 +307,9 @@ class Round:
         sound = (lambda: self.buffer.add_episode(**episode(self.rng)),
                  lambda: check(self.buffer.sample(9), 9), self.buffer.stats,
                  lambda: len(self.buffer))  # fmt: skip
-        hostile = (self.add, self.add, self.intern, self.look_up, self.template, self.assemble,
-                   self.sample, self.sample_into, self.sample_into, self.beside, self.attach,
-                   self.paths, self.sample_many, self.priorities,
+        hostile = (self.add, self.add, self.add_extremes, self.intern, self.look_up,
+                   self.template, self.assemble, self.sample, self.sample_into, self.sample_into,
+                   self.beside, self.attach, self.paths, self.sample_many, self.priorities,
                    self.settings_of_a_new_one, self.save_and_load)  # fmt: skip
         for _ in range(calls):
             call = self.rng.choice(self.rng.choice([sound, hostile, hostile]))

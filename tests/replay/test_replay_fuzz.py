@@ -83,6 +83,11 @@ FAULTS = {
         "fuzz_replay.py",
         ("if (static_cast<std::size_t>(a.size()) < need) {", "if (false) {"),
     ),
+    "the difference of any two offsets is taken": (
+        "address,undefined",
+        "fuzz_replay.py",
+        ("if (first < 0 || last < first) return true;", ""),
+    ),
     "where a text lies in shared memory is not looked at": (
         "address,undefined",
         "damage_replay.py",
@@ -97,7 +102,7 @@ def test_a_sanitizer_finds_a_sown_fault_under_python(tmp_path, fault):
     kind, script, change = FAULTS[fault]
     extension = sanitized.build(tmp_path, kind, change)
     # Or the script does, where so much memory is asked for that there is none.
-    with pytest.raises(AssertionError, match="Sanitizer|round [0-9]+ failed"):
+    with pytest.raises(AssertionError, match=r"Sanitizer|runtime error|round [0-9]+ failed"):
         sanitized.run(HERE / script, kind, extension, "--seconds", "60")
 
 
