@@ -135,24 +135,23 @@ def bracket(
     tells when; the method itself has no say in which rounds count. Long samples, so that it finds
     the caches as its own calls left them.
     """
-    lengths = {method: 80 * effort.min_sample_s, floor: 8 * effort.min_sample_s}
 
-    def sample(timed: Method) -> float:
+    def sample(timed: Method, times: int) -> float:
         calls = 0
         start = clock()
-        while clock() - start < lengths[timed] or calls == 0:
+        while clock() - start < times * effort.min_sample_s or calls == 0:
             for _ in range(20):
                 timed()
             calls += 20
         return (clock() - start) / calls
 
-    sample(method)
-    before = sample(floor)
+    sample(method, 80)
+    before = sample(floor, 8)
     seconds, floors = [], []
     end = time.monotonic() + 5 * effort.budget_s
     while time.monotonic() < end or len(seconds) < effort.min_rounds:
-        seconds.append(sample(method))
-        after = sample(floor)
+        seconds.append(sample(method, 80))
+        after = sample(floor, 8)
         floors.append(max(before, after))
         before = after
     return Bracketed(seconds, floors)
