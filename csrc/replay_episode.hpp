@@ -34,20 +34,33 @@ struct Row {
   std::int32_t candidates;
   std::int32_t action;
   float reward;
-  std::uint64_t episode;
 };
 
 // Readers pick pairs of fields out of these two by word: see StoredSteps.
 static_assert(offsetof(Row, observation) == 0 && offsetof(Row, candidates) == 4 &&
               offsetof(Row, action) == 8 && offsetof(Row, reward) == 12);
 
-struct Event {  // `goal` was achieved by transition `step` of `episode`
+// Leads from a drawn transition to its episode (the low half of its id: see
+// Contents::episode_of()) and to the first of the episode's events at or after it.
+struct Link {
+  static constexpr std::uint64_t kMostEpisodes = std::uint64_t{1} << 31;  // no two are alike
+
+  std::uint32_t episode;
+  std::uint32_t first_event;  // counted from the episode's first
+};
+
+struct Event {  // `goal` was achieved by transition `step` of the episode that it belongs to
   std::int32_t goal;
   std::int32_t step;
-  std::uint64_t episode;
 };
 
 static_assert(offsetof(Event, goal) == 0 && offsetof(Event, step) == 4);
+
+struct Achievement {  // of one goal
+  std::uint64_t episode;
+  std::int32_t step;
+  std::int32_t unused;
+};
 
 struct Episode {
   std::uint64_t label;  // the id that the world knows it by; its position in the ring is private

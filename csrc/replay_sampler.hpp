@@ -101,6 +101,7 @@ class Sampler {
   // nobody waits for it: the row is plain then.
   static constexpr int kAttempts = 64;
   static constexpr std::size_t kGroup = 32;
+  static constexpr std::uint64_t kEventsOfLine = 64 / sizeof(Event);
 
   bool can_relabel() const {
     return settings_.strategy != Strategy::kNone && store_.active_goals() > 0;
@@ -123,7 +124,9 @@ class Sampler {
     return settings_.her_random > 0.0 && rng.unit() < settings_.her_random;
   }
 
-  enum class Chain { kRows, kGoals, kHerRows, kEpisodes, kHerEpisodes, kPicks };
+  enum class Chain { kRows, kHerRows, kPicks, kEpisodes, kHerEpisodes, kGoals };
+  // Whether it begins with the link of the transition itself.
+  static bool has_link(Chain chain) { return chain <= Chain::kPicks; }
 
   struct Attempt {
     CounterRng rng{0, 0, 0};
@@ -131,7 +134,8 @@ class Sampler {
     bool any_goal = false;
     bool ready = true;  // sound as far as it goes
     Chain chain = Chain::kRows;
-    std::uint64_t trail = 0;  // the position where its chain begins
+    std::uint64_t trail = 0;           // the position where its chain begins
+    const GoalIndex* index = nullptr;  // of Chain::kGoals
     std::int32_t event_step = 0;
     Draw draw{};
     PlannedRow* row = nullptr;  // where it goes
@@ -159,7 +163,7 @@ class Sampler {
       if (group[j].ready) group[j].ready = (this->*kStep)(group[j]);
     }
   }
-  void draw_group(Attempt* group, std::size_t size) {
+  [[gnu::flatten]] void draw_group(Attempt* group, std::size_t size) {
     each<&Sampler::begin>(group, size);
     each<&Sampler::find_episode>(group, size);
     each<&Sampler::find_step>(group, size);
@@ -173,7 +177,7 @@ class Sampler {
     a.chain = chain_of(a);
     switch (a.chain) {
       case Chain::kRows:
-        return draw_position(a.rng, now_.rows, a.trail);
+        return draw_position(a.rng, now_.links, a.trail);
       case Chain::kHerRows:
       case Chain::kHerEpisodes:
         return draw_position(a.rng, now_.her_rows, a.trail);
@@ -185,49 +189,46 @@ class Sampler {
         if (!pick) return false;
         a.trail = pick->position;
         a.draw.scale = pick->scale;
-        now_.rows.prefetch(a.trail);
+        now_.links.prefetch(a.trail);
         return true;
       }
       case Chain::kGoals: {
-        const GoalIndex* index = draw_goal(a.rng);
-        if (index == nullptr) return false;
-        a.draw.goal = index->goal;
-        const Ring<std::uint64_t>::View positions(index->positions);
-        std::uint64_t place = 0;
-        if (!draw_position(a.rng, positions, place) || !positions.read(place, a.trail)) {
-          return false;
-        }
-        now_.events.prefetch(a.trail);
-        return true;
+        a.index = draw_goal(a.rng);
+        if (a.index == nullptr) return false;
+        a.draw.goal = a.index->goal;
+        return draw_position(a.rng, Ring<Achievement>::View(a.index->achievements), a.trail);
       }
     }
     return false;
   }
 
   bool find_episode(Attempt& a) {
+    Link link{};
     switch (a.chain) {
       case Chain::kRows:
-      case Chain::kPicks: {
-        Row row;
-        if (!now_.rows.read(a.trail, row)) return false;
-        a.draw.id = row.episode;
+      case Chain::kPicks:
+        if (!now_.links.read(a.trail, link)) return false;
+        a.draw.id = now_.episode_of(link);
         break;
-      }
       case Chain::kHerRows:
       case Chain::kHerEpisodes:
-        if (!now_.her_rows.read(a.trail, a.draw.id)) return false;
+        if (!now_.her_rows.read(a.trail, link)) return false;
+        a.draw.id = now_.episode_of(link);
         break;
       case Chain::kEpisodes:
         a.draw.id = a.trail;
         break;
       case Chain::kGoals: {
-        Event event;
-        if (!now_.events.read(a.trail, event)) return false;
-        a.draw.id = event.episode;
-        a.event_step = event.step;
+        Achievement achievement;
+        if (!Ring<Achievement>::View(a.index->achievements).read(a.trail, achievement)) {
+          return false;
+        }
+        a.draw.id = achievement.episode;
+        a.event_step = achievement.step;
         break;
       }
     }
+    a.draw.first_event = link.first_event;
     now_.episodes.prefetch(a.draw.id);
     return true;
   }
@@ -266,8 +267,14 @@ class Sampler {
       }
     }
     a.draw.step = static_cast<std::int32_t>(step);
-    for (std::uint64_t i = 1; a.relabel && i < 4; ++i) {
-      now_.events.prefetch(e.event_begin + e.events * i / 4);
+    if (a.relabel && has_link(a.chain)) {
+      a.draw.first_event += e.event_begin;
+      now_.events.prefetch(a.draw.first_event);
+      now_.events.prefetch(a.draw.first_event + kEventsOfLine);
+    } else if (a.relabel) {
+      for (std::uint64_t i = 1; i < 4; ++i) {
+        now_.events.prefetch(e.event_begin + e.events * i / 4);
+      }
     }
     if (const auto shown = static_cast<std::uint64_t>(form_.history()); shown > 0) {
       now_.rows.prefetch(e.row_begin + step - std::min(step, shown));
@@ -285,7 +292,7 @@ class Sampler {
       draw.goal = e.goal;
       return true;
     }
-    draw.first_event = targets_.first_event_from(e, draw.step);
+    if (!has_link(a.chain)) draw.first_event = targets_.first_event_from(e, draw.step);
     if (settings_.balance == Balance::kGoals) {
       if (!a.any_goal) return true;  // it came first
       const GoalIndex* index = draw_goal(a.rng);

@@ -16,11 +16,11 @@
 
 namespace sacglam::replay {
 
-// Where one goal was achieved: positions in the ring of events. Never freed before the store.
+// Where one goal was achieved. Never freed before the store.
 struct GoalIndex {
-  GoalIndex(std::int32_t text, Reclaimer& reclaimer) : goal(text), positions(reclaimer) {}
+  GoalIndex(std::int32_t text, Reclaimer& reclaimer) : goal(text), achievements(reclaimer) {}
   const std::int32_t goal;
-  Ring<std::uint64_t> positions;
+  Ring<Achievement> achievements;
   std::int32_t rank = -1;  // the writer's: place among the active goals, -1 = not among them
 };
 
@@ -33,6 +33,7 @@ class Store {
         frees_(settings.capacity_bytes > 0),
         reclaimer_(reclaimer),
         rows_(reclaimer),
+        links_(reclaimer),
         events_(reclaimer),
         episodes_(reclaimer),
         her_rows_(reclaimer) {
@@ -55,6 +56,7 @@ class Store {
   void restart(std::uint64_t first_episode, std::uint64_t first_row) {
     episodes_.restart(first_episode);
     rows_.restart(first_row);
+    links_.restart(first_row);
     next_label_ = first_episode;
     evicted_steps_ = first_row;
   }
@@ -75,8 +77,8 @@ class Store {
   }
   std::size_t bytes_of(std::size_t steps, std::size_t events) const {
     const std::size_t ranks = priorities_ ? 19 : 0;
-    return steps * (sizeof(Row) + sizeof(std::uint64_t) + ranks) +
-           events * (sizeof(Event) + sizeof(std::uint64_t));
+    return steps * (sizeof(Row) + 2 * sizeof(Link) + ranks) +
+           events * (sizeof(Event) + sizeof(Achievement));
   }
   // False when there is but one episode: the store does not become empty.
   bool evict() {
@@ -88,11 +90,13 @@ class Store {
   // ---- readers (inside a Reclaimer::Guard)
 
   const Ring<Row>& rows() const { return rows_; }
+  // One for each row. Apart: few rows of a batch are drawn by it, and all of them read rows.
+  const Ring<Link>& links() const { return links_; }
   const Ring<Event>& events() const { return events_; }
   const Ring<Episode>& episodes() const { return episodes_; }
-  // One entry (an episode id) for each transition that the strategy can relabel; where episodes
-  // are sampled, for each episode that has such a transition.
-  const Ring<std::uint64_t>& her_rows() const { return her_rows_; }
+  // One for each transition that the strategy can relabel; where episodes are sampled, for each
+  // episode that has such a transition.
+  const Ring<Link>& her_rows() const { return her_rows_; }
   const Priorities* priorities() const { return priorities_.get(); }
   // The goals with at least one eligible event, in an order that depends on history alone.
   // While a writer retires a goal a reader may find the last one twice, or a goal without events.
@@ -126,9 +130,10 @@ class Store {
   const bool frees_;  // memory that is kept about goals, once their last achievement is gone
   Reclaimer& reclaimer_;
   Ring<Row> rows_;
+  Ring<Link> links_;
   Ring<Event> events_;
   Ring<Episode> episodes_;
-  Ring<std::uint64_t> her_rows_;
+  Ring<Link> her_rows_;
   std::unique_ptr<Priorities> priorities_;
   std::shared_ptr<ActiveSlot[]> owned_active_;
   std::size_t active_room_ = 0;
@@ -150,11 +155,19 @@ struct Contents {
       : episodes(store.episodes()),
         events(store.events()),
         rows(store.rows()),
+        links(store.links()),
         her_rows(store.her_rows()) {}
   Ring<Episode>::View episodes;
   Ring<Event>::View events;
   Ring<Row>::View rows;
-  Ring<std::uint64_t>::View her_rows;
+  Ring<Link>::View links;
+  Ring<Link>::View her_rows;
+
+  // One that has gone by this moment becomes one that is not there.
+  std::uint64_t episode_of(const Link& link) const {
+    const std::uint64_t head = episodes.head();
+    return head + static_cast<std::uint32_t>(link.episode - static_cast<std::uint32_t>(head));
+  }
 };
 
 inline std::uint64_t Store::add(const EpisodeInput& input, std::optional<std::uint64_t> given) {
@@ -165,10 +178,11 @@ inline std::uint64_t Store::add(const EpisodeInput& input, std::optional<std::ui
     write(input, id, label);
   } catch (...) {  // out of memory: nothing was published, nothing stays
     rows_.abandon();
+    links_.abandon();
     events_.abandon();
     episodes_.abandon();
     her_rows_.abandon();
-    for (GoalIndex* index : touched_) index->positions.abandon();
+    for (GoalIndex* index : touched_) index->achievements.abandon();
     throw;
   }
 
@@ -176,13 +190,17 @@ inline std::uint64_t Store::add(const EpisodeInput& input, std::optional<std::ui
   episodes_.publish();
   events_.publish();
   rows_.publish();
+  links_.publish();
   her_rows_.publish();
   for (GoalIndex* index : touched_) {
-    index->positions.publish();
+    index->achievements.publish();
     if (index->rank < 0) activate(*index);
   }
   if (priorities_) prioritise(episodes_.peek(id));
-  while (rows_.next() - rows_.head() > capacity_) evict_oldest();
+  while (rows_.next() - rows_.head() > capacity_ ||
+         episodes_.next() - episodes_.head() > Link::kMostEpisodes) {
+    evict_oldest();
+  }
   reclaimer_.collect();
   next_label_ = std::max(next_label_, label + 1);
   return label;
@@ -207,8 +225,9 @@ inline void Store::write(const EpisodeInput& input, std::uint64_t id, std::uint6
   Ring<Row>::begin_writing();
   std::int32_t last_step = -1;
   for (std::size_t t = 0; t < length; ++t) {
-    rows_.push(
-        {input.observations[t], input.candidates[t], input.actions[t], input.rewards[t], id});
+    rows_.push({input.observations[t], input.candidates[t], input.actions[t], input.rewards[t]});
+    links_.push({static_cast<std::uint32_t>(id),
+                 static_cast<std::uint32_t>(events_.next() - e.event_begin)});
     const auto begin = static_cast<std::size_t>(input.achieved_offsets[t]);
     const auto end = static_cast<std::size_t>(input.achieved_offsets[t + 1]);
     for (std::size_t i = begin; i < end; ++i) {
@@ -220,7 +239,7 @@ inline void Store::write(const EpisodeInput& input, std::uint64_t id, std::uint6
       if (step != last_step) e.final_events = 0;
       last_step = step;
       ++e.final_events;
-      events_.push({goal, step, id});
+      events_.push({goal, step});
     }
   }
   e.events = static_cast<std::uint32_t>(events_.next() - e.event_begin);
@@ -229,11 +248,12 @@ inline void Store::write(const EpisodeInput& input, std::uint64_t id, std::uint6
   if (strategy_ == Strategy::kFinal || strategy_ == Strategy::kEpisode) {
     e.her_steps = e.events > 0 ? static_cast<std::uint32_t>(length) : 0;
   }
-  for (std::uint32_t i = 0; i < her_entries(e); ++i) her_rows_.push(id);
+  for (std::uint32_t i = 0; i < her_entries(e); ++i) her_rows_.push(links_.peek(e.row_begin + i));
   for (std::uint64_t p = first_eligible(e); p < e.event_begin + e.events; ++p) {
-    GoalIndex& index = index_of(events_.peek(p).goal);
+    const Event event = events_.peek(p);
+    GoalIndex& index = index_of(event.goal);
     touched_.push_back(&index);
-    index.positions.push(p);
+    index.achievements.push({id, event.step, 0});
   }
   episodes_.push(e);
   const std::size_t goals = active_count_.load(std::memory_order_relaxed) + touched_.size();
@@ -256,15 +276,16 @@ inline void Store::evict_oldest() {
   const std::uint64_t event_end = e.event_begin + e.events;
   episodes_.advance_head(id + 1);
   rows_.advance_head(e.row_begin + static_cast<std::uint64_t>(e.length));
+  links_.advance_head(e.row_begin + static_cast<std::uint64_t>(e.length));
   her_rows_.advance_head(e.her_begin + her_entries(e));
   for (std::uint32_t t = 0; priorities_ && t < static_cast<std::uint32_t>(e.length); ++t) {
     priorities_->remove(e.row_begin + t, t < e.her_steps);
   }
   for (std::uint64_t p = first_eligible(e); p < event_end; ++p) {
     GoalIndex& index = index_of(events_.peek(p).goal);
-    const std::uint64_t next = index.positions.head() + 1;
-    index.positions.advance_head(next);
-    if (next == index.positions.next()) deactivate(index);
+    const std::uint64_t next = index.achievements.head() + 1;
+    index.achievements.advance_head(next);
+    if (next == index.achievements.next()) deactivate(index);
   }
   events_.advance_head(event_end);
   evicted_steps_ += static_cast<std::uint64_t>(e.length);
@@ -340,12 +361,12 @@ inline bool Store::reorder_active_goals(const std::vector<std::int32_t>& order) 
 }
 
 inline std::size_t Store::bytes() const {
-  std::size_t total = rows_.bytes() + events_.bytes() + episodes_.bytes() + her_rows_.bytes() +
-                      slot_of_.capacity() * sizeof(std::int32_t) +
+  std::size_t total = rows_.bytes() + links_.bytes() + events_.bytes() + episodes_.bytes() +
+                      her_rows_.bytes() + slot_of_.capacity() * sizeof(std::int32_t) +
                       goals_.size() * (sizeof(GoalIndex) + sizeof(void*)) +
                       active_room_ * sizeof(ActiveSlot) + (priorities_ ? priorities_->bytes() : 0);
-  for (const auto& g : goals_) total += g->positions.bytes();
-  for (const auto& [goal, g] : goals_by_text_) total += sizeof(GoalIndex) + g->positions.bytes();
+  for (const auto& g : goals_) total += g->achievements.bytes();
+  for (const auto& [goal, g] : goals_by_text_) total += sizeof(GoalIndex) + g->achievements.bytes();
   return total;
 }
 

@@ -163,10 +163,14 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
             body[at : at + 8] = word.to_bytes(8, "little")
         else:
             body[at:at] = rng.randbytes(rng.choice([1, 4, 8]))
-    if rng.random() < 0.8:
-        payload = bytes(body[40:])
-        struct.pack_into("<QQ", body, 16, len(payload), checksum(payload))
-        struct.pack_into("<Q", body, 32, checksum(bytes(body[:32])))
+    return resealed(body) if rng.random() < 0.8 else bytes(body)
+
+
+def resealed(body: bytearray) -> bytes:
+    """A checkpoint with its sizes and checksums made good."""
+    payload = bytes(body[40:])
+    struct.pack_into("<QQ", body, 16, len(payload), checksum(payload))
+    struct.pack_into("<Q", body, 32, checksum(bytes(body[:32])))
     return bytes(body)
 
 

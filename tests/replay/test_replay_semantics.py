@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sacglam.replay import ReplayBuffer
+
+_spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
+hostile = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hostile)
 
 GOAL, A, B = 10, 11, 12  # text ids of goals; observation at step t is text t
 
@@ -158,6 +166,56 @@ def test_the_oldest_episodes_go_first_and_whole():
     add(buffer, 10, {})
     assert buffer.stats()["steps"] == len(buffer) == 10
     assert not any(r["relabeled"] for r in rows(buffer, 50))
+
+
+@pytest.mark.parametrize("sampling", ["transitions", "episodes", "prioritised"])
+@pytest.mark.parametrize("balance", ["events", "goals"])
+def test_draws_are_the_same_after_four_billion_episodes(tmp_path, sampling, balance):
+    """Transitions are linked to the low half of their episode's id."""
+    settings = {
+        "capacity": 40,
+        "her_strategy": "future",
+        "her_ratio": 0.7,
+        "her_balance": balance,
+        "her_random": 0.2,
+        "sampling": sampling,
+        "seed": 3,
+    }
+
+    def add_some(buffer, numbers):
+        for i in numbers:
+            length = i % 5 + 1
+            achieved = {t: [[A], [B, GOAL], []][(i + t) % 3] for t in range(length)}
+            add(buffer, length, achieved, rewards=[float(i % 7)] * length)
+
+    young = make(**settings)
+    add_some(young, range(300))
+    young.save(tmp_path / "young")
+    stats = young.stats()
+    # What is known of the episodes as a whole comes together: see write_state().
+    evicted, episodes = stats["evicted_steps"], stats["episodes"]
+    here = struct.pack("<QQQ", evicted, 300 - episodes, episodes)
+    data = bytearray((tmp_path / "young").read_bytes())
+    assert data.count(here) == 1
+    at, first, following = data.index(here), 2**32 - 20, 2**32 + 1000
+    data[at : at + len(here)] = struct.pack("<QQQ", evicted, first, episodes)
+    assert data[-8:] == struct.pack("<Q", 300)  # the label of the next one
+    data[-8:] = struct.pack("<Q", following)
+    (tmp_path / "old").write_bytes(hostile.resealed(data))
+    old = make(**settings)
+    old.load(tmp_path / "old")
+
+    for i in range(300, 340):
+        add_some(young, [i])
+        add_some(old, [i])
+        ours, theirs = old.sample(64), young.sample(64)
+        for name in theirs._fields:
+            a, b = getattr(ours, name), getattr(theirs, name)
+            if name == "episode":
+                b = np.where(b < 300, b, b - 300 + following)
+            np.testing.assert_array_equal(a, b, err_msg=name)
+        assert ours.relabeled.any()
+        assert not ours.relabeled.all()
 
 
 def test_interning_is_idempotent_and_ordered():
