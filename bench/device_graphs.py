@@ -68,7 +68,7 @@ def errors_of(policy: Any, batch: Batch) -> dict[str, float]:
     """What acting by a graph makes of a batch, against the plain pass over the unpadded forest; and
     whether a graph was used."""
     forest = policy.pack(*batch, leaves=False, device="cpu")
-    got = policy._acting_scores(forest)
+    got = policy.acting_scores(forest)
     by_graph = policy._graphs.scores(forest)
     with torch.no_grad():
         want = policy.forward(forest.to(policy.device), with_q=False).cpu()
@@ -122,10 +122,10 @@ def check_policy(policy: Any, name: str, report: Callable[..., None]) -> None:
     report("graphs", case, worst([errors_of(policy, b) for b in batches]), 1e-4)
 
     forest = policy.pack(*batches[0], leaves=False, device="cpu")
-    before = policy._acting_scores(forest)
+    before = policy.acting_scores(forest)
     update(policy, batches[0])
     errors = worst([errors_of(policy, b) for b in batches])
-    after = policy._acting_scores(forest)
+    after = policy.acting_scores(forest)
     errors["recorded again"] = float(len(policy._graphs) != count)
     errors["unchanged"] = float(relative(after.log_prob, before.log_prob) < 1e-3)
     report("graphs", f"{case}, after an update", errors, 1e-4)

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import device_checkout  # noqa: F401  first: it makes sacglam importable
 import device_workloads as workloads
+import numpy as np
 import torch
+from device_checks import relative
 from device_kernels import Record
 from device_models import t5_model, with_lora
 
-# Fills the buffer, and makes no update.
+# Fills the buffer, or most of a rollout, and makes no update.
 FILLED = {"total_steps": 600, "learning_starts": 600, "eval.episodes": 1}
+PPO = {"algo": "ppo", "ppo.rollout": 40, "env.num_envs": 16}
 
 
 def _config(out: str, **changes: Any) -> Any:
@@ -55,11 +59,52 @@ def check_updates(report: Callable[..., None], updates: int = 24) -> None:
     for name, changes in cases.items():
         plain, _ = _updated(changes, updates, by_graphs=False)
         graphed, graphs = _updated(changes, updates, by_graphs=True)
-        errors = {
-            part: float((graphed[part] - plain[part]).norm() / plain[part].norm()) for part in plain
-        }
-        errors["no graph"] = float(graphs == 0)
-        report("updates", f"{name}, float32, {updates} updates, {graphs} graphs", errors, 1e-2)
+        case = f"{name}, float32, {updates} updates, {graphs} graphs"
+        report("updates", case, _differences(plain, graphed, graphs), 1e-2)
+    for name, changes in (("tiny-llama", {}), ("tiny-t5", {"model.id": "tiny-t5"})):
+        _check_ppo(report, name, {**PPO, **changes}, updates)
+
+
+def _differences(
+    plain: Mapping[str, torch.Tensor], graphed: Mapping[str, torch.Tensor], graphs: int
+) -> dict[str, float]:
+    found = {part: relative(graphed[part], plain[part]) for part in plain}
+    return {**found, "no graph": float(graphs == 0)}
+
+
+def _check_ppo(
+    report: Callable[..., None], name: str, changes: Mapping[str, Any], updates: int
+) -> None:
+    """The same minibatches of two sizes, by graphs and plainly; and acting with V afterwards."""
+    from sacglam.training.episode import prompts_of
+
+    left = []
+    for by_graphs in (False, True):
+        trainer = _filled(changes)
+        algorithm, policy = trainer.algorithm, trainer.policy
+        algorithm.config = algorithm.config.with_overrides({"ppo.rollout": 30})  # that is there
+        _by_graphs(policy, by_graphs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "no CUDA graph", RuntimeWarning)
+            found = list(islice(algorithm.learn(600), updates))
+            prompts = prompts_of(policy, algorithm.collector._episodes)
+            forest = policy.pack(*prompts, device="cpu")
+            scores = [policy.acting_scores(forest, with_value=True) for _ in range(3)]
+        metrics = ("critic_loss", "actor_loss", "grad_norm")
+        left.append({m: torch.tensor([u[m] for u in found]) for m in metrics})
+        parameters = policy.trainable_parameters().values()
+        left[-1]["parameters"] = torch.cat([p.detach().flatten() for p in parameters])
+    graphs = 0 if algorithm._graphs is None else len(algorithm._graphs)
+    case = f"PPO, {name}, float32, {updates} updates, {graphs} graphs"
+    report("updates", case, _differences(*left, graphs), 1e-2)
+    with torch.no_grad():
+        want = policy.forward(forest.to(policy.device)).cpu()
+    by_graph = None if policy._value_graphs is None else policy._value_graphs.scores(forest)
+    errors = {"no graph": float(by_graph is None)}
+    for got in (scores[-1], scores[0]):
+        errors["log pi"] = max(errors.get("log pi", 0.0), relative(got.log_pi, want.log_pi))
+        errors["V"] = max(errors.get("V", 0.0), relative(got.v, want.v))
+    report("graphs", f"acting with V, {name}, float32", errors, 1e-4)
 
 
 def _updated(
@@ -140,6 +185,39 @@ def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
                 "without CUDA graphs": partial(run, False),
             }
             record("training", f"{name}: {case}", methods, None, slow=True)
+
+    trainer = _filled(PPO)
+    algorithm = trainer.algorithm
+    for case, call in (
+        (f"PPO's update of {trainer.config.ppo.minibatch}", _ppo_updates(algorithm)),
+        (f"PPO's acting step of {trainer.config.env.num_envs}", algorithm.collector.step),
+    ):
+        run = partial(_timed, trainer.policy, call)
+        for _ in range(24):
+            run(True)
+        methods = {"sacglam": partial(run, True), "without CUDA graphs": partial(run, False)}
+        record("training", f"tiny-llama, float32: {case}", methods, None, slow=True)
+
+
+def _ppo_updates(algorithm: Any) -> Callable[[], object]:
+    """Updates from one rollout, over and over."""
+    from sacglam.training.ppo_graphs import ppo_graphs
+
+    options = algorithm.config.ppo
+    experience = algorithm.collector.take(options.gamma, options.gae_lambda)
+
+    def minibatches() -> Iterator[Any]:
+        rng = np.random.default_rng(0)
+        while True:
+            yield from experience.minibatches(options.minibatch, rng, device="cpu")
+
+    source = minibatches()
+
+    def update() -> None:
+        algorithm._graphs = ppo_graphs(algorithm.objective, algorithm._graphs)
+        algorithm._update(next(source), 0.0)
+
+    return update
 
 
 def _timed(policy: Any, call: Callable[[], object], by_graphs: bool) -> None:

@@ -119,7 +119,7 @@ class RepeatedPolicy:
             q = torch.stack([_table(values, batch.mask) for values in self.heads(leaf)])
         return Scores(score, log_pi.masked_fill(~batch.mask, 0.0), log_pi.exp(), q, batch.mask)
 
-    def _acting_scores(self, batch: Repeated) -> Scores:
+    def acting_scores(self, batch: Repeated) -> Scores:
         with torch.no_grad():
             return self.forward(batch, with_q=False)
 

@@ -95,14 +95,14 @@ def test_minibatches_hold_every_step_once_as_it_was_acted(algorithm: PpoAlgorith
     taken = list(zip(collector.rollout.action, collector.rollout.log_prob, strict=True))
     experience = collector.take(0.9, 0.7)
     batches = list(experience.minibatches(8, np.random.default_rng(0)))
-    assert [len(b.action) for b in batches] == [7, 7, 7]
+    assert [len(b.rows.action) for b in batches] == [7, 7, 7]
     found = []
     for batch in batches:
         with torch.no_grad():
             log_pi = algorithm.policy.forward(batch.forest).log_pi
-        again = log_pi.gather(-1, batch.action[:, None]).squeeze(-1)
-        torch.testing.assert_close(again, batch.log_prob, rtol=1e-9, atol=1e-9)
-        found += list(zip(batch.action.tolist(), batch.log_prob.tolist(), strict=True))
+        again = log_pi.gather(-1, batch.rows.action[:, None]).squeeze(-1)
+        torch.testing.assert_close(again, batch.rows.log_prob, rtol=1e-9, atol=1e-9)
+        found += list(zip(batch.rows.action.tolist(), batch.rows.log_prob.tolist(), strict=True))
     assert sorted(found) == sorted(taken)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sacglam import Trainer
-from sacglam.training import objective as objective_module
+from sacglam.training import sac_objective as objective_module
 from sacglam.training.sac import SacAlgorithm
 
 GAMMA, ALPHA = 0.8, 0.3

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 from sacglam import Trainer
+from sacglam.models import policy as policy_module
+from sacglam.models.graphs import ActingGraphs
 from sacglam.training import learner as learner_module
-from sacglam.training.update_graphs import UpdateGraphs, update_graphs
+from sacglam.training import ppo as ppo_module
+from sacglam.training.ppo_graphs import PpoGraphs, ppo_graphs
+from sacglam.training.sac_graphs import SacGraphs, sac_graphs
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -46,28 +50,28 @@ def run(config: Any) -> tuple[Trainer, list[dict[str, Any]]]:
 def test_the_same_run(case: str, quick_config: Any, monkeypatch: pytest.MonkeyPatch):
     changes = {"model.dtype": "float64", "total_steps": 300, "eval.episodes": 1, **CASES[case]}
     plain, wanted = run(quick_config("plain", **changes))
-    made: list[UpdateGraphs] = []
+    made: list[SacGraphs] = []
 
-    def by_graphs(objective: Any, present: UpdateGraphs | None) -> UpdateGraphs:
+    def by_graphs(objective: Any, present: SacGraphs | None) -> SacGraphs:
         if present is None:
-            made.append(UpdateGraphs(objective, Recording(objective.policy.model)))
+            made.append(SacGraphs(objective, Recording(objective.policy.model)))
         return made[-1]
 
     served: list[bool] = []
-    bootstrap, gradient = UpdateGraphs.bootstrap, UpdateGraphs.gradient
+    bootstrap, gradient = SacGraphs.bootstrap, SacGraphs.gradient
 
-    def counted_bootstrap(self: UpdateGraphs, *args: Any) -> bool:
+    def counted_bootstrap(self: SacGraphs, *args: Any) -> bool:
         served.append(bootstrap(self, *args))
         return served[-1]
 
-    def counted_gradient(self: UpdateGraphs, *args: Any, **kwargs: Any) -> Any:
+    def counted_gradient(self: SacGraphs, *args: Any, **kwargs: Any) -> Any:
         found = gradient(self, *args, **kwargs)
         served.append(found is not None)
         return found
 
-    monkeypatch.setattr(UpdateGraphs, "bootstrap", counted_bootstrap)
-    monkeypatch.setattr(UpdateGraphs, "gradient", counted_gradient)
-    monkeypatch.setattr(learner_module, "update_graphs", by_graphs)
+    monkeypatch.setattr(SacGraphs, "bootstrap", counted_bootstrap)
+    monkeypatch.setattr(SacGraphs, "gradient", counted_gradient)
+    monkeypatch.setattr(learner_module, "sac_graphs", by_graphs)
     graphed, found = run(quick_config("graphed", **changes))
 
     assert len(made) == 1
@@ -83,10 +87,82 @@ def test_the_same_run(case: str, quick_config: Any, monkeypatch: pytest.MonkeyPa
             assert line[name] == pytest.approx(want[name], rel=1e-6), name
 
 
+PPO_CASES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "t5, a critic's adapter": {"model.id": "tiny-t5", "lora.r": 4, "critic.trunk": "adapter"},
+    "minibatches of two sizes, raw advantages": {
+        "ppo.minibatch": 30, "ppo.normalise": False, "critic.gradient": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PPO_CASES)
+def test_the_same_run_of_ppo(case: str, quick_config: Any, monkeypatch: pytest.MonkeyPatch):
+    changes = {
+        "algo": "ppo", "model.dtype": "float64", "total_steps": 400, "eval.episodes": 1,
+        "ppo.rollout": 25, "ppo.minibatch": 25, **PPO_CASES[case],
+    }  # fmt: skip
+    plain, wanted = run(quick_config("plain", **changes))
+    made: list[PpoGraphs] = []
+    acting: list[ActingGraphs] = []
+
+    def by_graphs(objective: Any, present: PpoGraphs | None) -> PpoGraphs:
+        if present is None:
+            made.append(PpoGraphs(objective, Recording(objective.policy.model)))
+        return made[-1]
+
+    def acting_by_graphs(policy: Any, present: Any, *, with_value: bool = False) -> Any:
+        if not with_value:
+            return None  # evaluation
+        if present is None:
+            acting.append(ActingGraphs(policy.forward, policy.model, Recording(policy.model)))
+        return acting[-1]
+
+    served: list[bool] = []
+    gradient, scores = PpoGraphs.gradient, ActingGraphs.scores
+
+    def counted_gradient(self: PpoGraphs, *args: Any) -> Any:
+        found = gradient(self, *args)
+        served.append(found is not None)
+        return found
+
+    acted: list[bool] = []
+
+    def counted_scores(self: ActingGraphs, forest: Any) -> Any:
+        found = scores(self, forest)
+        acted.append(found is not None)
+        return found
+
+    monkeypatch.setattr(PpoGraphs, "gradient", counted_gradient)
+    monkeypatch.setattr(ActingGraphs, "scores", counted_scores)
+    monkeypatch.setattr(ppo_module, "ppo_graphs", by_graphs)
+    monkeypatch.setattr(policy_module, "acting_graphs", acting_by_graphs)
+    graphed, found = run(quick_config("graphed", **changes))
+
+    assert len(made) == len(acting) == 1
+    for calls in (served, acted):
+        assert len(calls) > 20
+        assert sum(calls) > 0.7 * len(calls)
+    others = graphed.policy.trainable_parameters()
+    for name, parameter in plain.policy.trainable_parameters().items():
+        torch.testing.assert_close(others[name], parameter, rtol=1e-7, atol=1e-9)
+    learning = [(line, want) for line, want in zip(found, wanted, strict=True) if want["updates"]]
+    assert len(learning) > 1
+    for line, want in learning:
+        for name in ("critic_loss", "actor_loss", "grad_norm", "entropy", "v_mean", "kl"):
+            assert line[name] == pytest.approx(want[name], rel=1e-6, abs=1e-12), name
+
+
 def test_the_cpu_knows_no_graphs(quick_config: Any):
-    trainer = Trainer(quick_config(**{"total_steps": 120}))
+    trainer = Trainer(quick_config("sac", **{"total_steps": 120}))
     trainer.train()
     learner = trainer.algorithm.learner
     assert learner.updates > 0
     assert learner._graphs is None
-    assert update_graphs(learner.objective, None) is None
+    assert sac_graphs(learner.objective, None) is None
+
+    trainer = Trainer(quick_config("ppo", algo="ppo", **{"total_steps": 120, "ppo.rollout": 20}))
+    trainer.train()
+    assert trainer.algorithm.updates > 0
+    assert trainer.algorithm._graphs is None
+    assert ppo_graphs(trainer.algorithm.objective, None) is None

@@ -12,6 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -215,9 +216,9 @@ class ActingGraphs:
     """The policy's pass without Q and gradients, by graphs where they apply.
 
     Args:
-        forward: the plain pass, Scores without Q.
+        forward: the plain pass, Scores without Q, with V or without.
         made_for: what else `forward` depends on, for whoever keeps the graphs to compare.
-        model, capture, adapter, limit: see `Graphs`.
+        model, capture, reads, adapter, limit: see `Graphs`.
     """
 
     def __init__(
@@ -226,6 +227,7 @@ class ActingGraphs:
         model: nn.Module,
         capture: Capture,
         *,
+        reads: Iterable[Tensor] = (),
         adapter: str | None = None,
         made_for: Hashable = None,
         limit: int = LIMIT,
@@ -235,9 +237,14 @@ class ActingGraphs:
         def call(forest: Forest, _: Tensor) -> Tensor:
             with torch.no_grad():
                 scores = forward(forest)
-                return torch.stack([scores.log_prob, scores.log_pi, scores.pi])
+                planes = [scores.log_prob, scores.log_pi, scores.pi]
+                if scores.v is not None:
+                    planes.append(scores.v[:, None].expand_as(scores.pi))
+                return torch.stack(planes)
 
-        self.graphs = Graphs(call, model, capture, doing="acting", adapter=adapter, limit=limit)
+        self.graphs = Graphs(
+            call, model, capture, doing="acting", reads=reads, adapter=adapter, limit=limit
+        )
 
     def scores(self, forest: Forest) -> Scores | None:
         """The scores of a forest, both on the CPU; None where the plain pass must run.
@@ -248,8 +255,9 @@ class ActingGraphs:
         if result is None:
             return None
         rows, columns = forest.mask.shape
-        log_prob, log_pi, pi = result.to("cpu", copy=True)[:, :rows, :columns].unbind(0)
-        return Scores(log_prob=log_prob, log_pi=log_pi, pi=pi, q=None, mask=forest.mask)
+        log_prob, log_pi, pi, *v = result.to("cpu", copy=True)[:, :rows, :columns].unbind(0)
+        scores = Scores(log_prob=log_prob, log_pi=log_pi, pi=pi, q=None, mask=forest.mask)
+        return replace(scores, v=v[0][:, 0]) if v else scores
 
     def __len__(self) -> int:
         return len(self.graphs)
@@ -261,20 +269,24 @@ def graphs_serve(policy: Policy) -> bool:
     return policy.options.cuda_graphs and policy.on_gpu_kernels
 
 
-def acting_graphs(policy: Policy, present: ActingGraphs | None) -> ActingGraphs | None:
+def acting_graphs(
+    policy: Policy, present: ActingGraphs | None, *, with_value: bool = False
+) -> ActingGraphs | None:
     """The graphs of a policy as it is now, `present` if they serve; None where it acts by the plain
-    pass."""
+    pass. `with_value`: they say V too, of a policy that has it."""
     if not graphs_serve(policy):
         return None
     options, device = policy.options, policy.device
-    if present is not None and present.made_for == (device, options):
+    made_for = (device, options, with_value)
+    if present is not None and present.made_for == made_for:
         return present
     return ActingGraphs(
-        partial(policy.forward, with_q=False),
+        partial(policy.forward, with_q=with_value),
         policy.model,
         CudaCapture(device),
+        reads=policy.heads.parameters() if with_value else (),
         adapter="default" if options.critic_trunk == "adapter" else None,
-        made_for=(device, options),
+        made_for=made_for,
     )
 
 

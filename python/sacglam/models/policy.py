@@ -111,6 +111,7 @@ class Policy:
         self.reencodes = self.options.critic == "reencode" and self.trunk.encoder_decoder
         self._opening = len(self.codec.opening())
         self._graphs: ActingGraphs | None = None
+        self._value_graphs: ActingGraphs | None = None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if self.options.critic_trunk == "adapter" and "critic" not in getattr(
             model, "peft_config", {}
@@ -363,7 +364,7 @@ class Policy:
         pi' is pi^(1 / temperature), normalised.
         generator: on any device; what is drawn on the CPU is the same wherever the policy is.
         """
-        scores = self._acting_scores(forest)
+        scores = self.acting_scores(forest)
         if greedy:
             return scores.log_pi.masked_fill(~scores.mask, -torch.inf).argmax(-1)
         uniform = scores.mask / scores.mask.sum(-1, keepdim=True)
@@ -375,13 +376,20 @@ class Policy:
             pi = pi.to(generator.device)
         return torch.multinomial(pi, 1, generator=generator).squeeze(-1).cpu()
 
-    def _acting_scores(self, forest: Forest) -> Scores:
-        """Scores without Q and gradients, on the CPU."""
+    def acting_scores(self, forest: Forest, *, with_value: bool = False) -> Scores:
+        """Scores without Q and gradients, on the CPU; CUDA graphs serve forests that are there.
+
+        with_value: say V too, of a policy whose critic is "value".
+        """
         with torch.no_grad():
-            self._graphs = acting_graphs(self, self._graphs)
-            scores = None if self._graphs is None else self._graphs.scores(forest)
+            if with_value:
+                graphs = acting_graphs(self, self._value_graphs, with_value=True)
+                self._value_graphs = graphs
+            else:
+                graphs = self._graphs = acting_graphs(self, self._graphs)
+            scores = None if graphs is None else graphs.scores(forest)
             if scores is None:
-                scores = self.forward(forest.to(self.device), with_q=False).cpu()
+                scores = self.forward(forest.to(self.device), with_q=with_value).cpu()
         return scores
 
     def _pack_texts(

@@ -13,10 +13,10 @@ from ..config import TrainConfig
 from ..models.policy import Policy
 from ..models.target import TargetParameters
 from ..replay import Batch, ReplayBuffer
-from .objective import STATISTICS, Rows, SacObjective
 from .optimiser import Optimiser, check_finite
+from .sac_graphs import SacGraphs, sac_graphs
+from .sac_objective import STATISTICS, Rows, SacObjective
 from .texts import ReplayTexts
-from .update_graphs import UpdateGraphs, update_graphs
 
 
 class Learner:
@@ -37,7 +37,7 @@ class Learner:
         self.updates = 0
         self.optimiser = Optimiser(self.parameters, config)
         self.objective = SacObjective(policy, self.target, self.optimiser, config)
-        self._graphs: UpdateGraphs | None = None
+        self._graphs: SacGraphs | None = None
         start = math.log(max(config.sac.alpha, 1e-8))
         self.log_alpha = torch.tensor(start, device=policy.device, requires_grad=True)
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=config.sac.alpha_lr)
@@ -61,7 +61,7 @@ class Learner:
         beta += (1.0 - beta) * min(1.0, self.updates / due)
         batch = self.buffer.sample(config.optim.batch_size, beta=beta)
         alpha = self.alpha
-        self._graphs = update_graphs(self.objective, self._graphs)
+        self._graphs = sac_graphs(self.objective, self._graphs)
         self._bootstrap(batch, alpha)
         mask, report = self._gradient(batch, alpha)
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..algorithms import ppo
 from ..config import TrainConfig
 from ..envs.vector import VectorEnv
 from ..models.policy import Policy
 from . import checkpoint
 from .optimiser import Optimiser, check_finite
+from .ppo_graphs import PpoGraphs, ppo_graphs
+from .ppo_objective import STATISTICS, PpoObjective
 from .rollout import Minibatch, Rollout, RolloutCollector
 from .seeds import MINIBATCHES, derive
 
@@ -32,6 +33,8 @@ class PpoAlgorithm:
     ) -> None:
         self.config, self.policy = config, policy
         self.optimiser = Optimiser(policy.trainable_parameters(), config)
+        self.objective = PpoObjective(policy, self.optimiser, config)
+        self._graphs: PpoGraphs | None = None
         self.collector: RolloutCollector = RolloutCollector(
             envs, policy, seed=config.seed, generator=noise, reset_options=reset_options
         )
@@ -47,9 +50,11 @@ class PpoAlgorithm:
         # Seeded by their number alone, so that nothing has to be saved.
         rng = np.random.default_rng(derive(self.config.seed, MINIBATCHES, self._rollouts))
         self._rollouts += 1
+        self._graphs = ppo_graphs(self.objective, self._graphs)
+        packed_on = None if self._graphs is None else "cpu"  # from where a graph takes forests
         for _ in range(options.epochs):
             divergence = []
-            for minibatch in experience.minibatches(options.minibatch, rng):
+            for minibatch in experience.minibatches(options.minibatch, rng, device=packed_on):
                 metrics = self._update(minibatch, progress)
                 divergence.append(metrics["kl"])
                 yield metrics
@@ -57,25 +62,13 @@ class PpoAlgorithm:
                 break
 
     def _update(self, batch: Minibatch, progress: float) -> dict[str, float]:
-        """One gradient update: PPO's equation (9), with the value's loss and an entropy bonus."""
-        options = self.config.ppo
-        scores = self.policy.forward(batch.forest)
-        assert scores.v is not None
-        log_prob = scores.log_pi.gather(-1, batch.action[:, None]).squeeze(-1)
-        advantage = ppo.normalise(batch.advantage) if options.normalise else batch.advantage
-        actor_loss, ratio = ppo.policy_loss(log_prob, batch.log_prob, advantage, options.clip)
-        critic_loss = ppo.value_loss(scores.v, batch.returns)
-        entropy = scores.entropy.mean()
-        loss = actor_loss + options.value_weight * critic_loss - options.entropy_weight * entropy
-        norm = self.optimiser.gradient(loss)
-        clipped = ((ratio - 1.0).abs() > options.clip).float().mean()
-        names = ("critic_loss", "actor_loss", "grad_norm", "grad_clipped", "entropy", "v_mean",
-                 "return_mean", "kl", "ratio_clipped")  # fmt: skip
-        stats = [critic_loss, actor_loss, norm, norm > self.config.optim.grad_clip, entropy,
-                 scores.v.mean(), batch.returns.mean(), ppo.approximate_kl(ratio),
-                 clipped]  # fmt: skip
-        values = torch.stack([x.detach().double() for x in stats]).tolist()  # one synchronisation
-        metrics = dict(zip(names, values, strict=True))
+        """One gradient update."""
+        report = None if self._graphs is None else self._graphs.gradient(*batch)
+        if report is None:
+            device = self.policy.device
+            report = self.objective.gradient(batch.forest.to(device), batch.rows.to(device))
+        values = report.tolist()  # the only synchronisation
+        metrics = dict(zip(STATISTICS, values, strict=True))
         check_finite(metrics, self.updates)
         self.optimiser.step(self.updates, progress)
         self.updates += 1

@@ -18,8 +18,10 @@ from ..envs.vector import Transition, VectorEnv
 from ..models.critics import candidates_of
 from ..models.forest import Forest
 from ..models.policy import Policy
+from ..models.scoring import Scores
 from .collector import Collector
 from .episode import Episode, prompts_of
+from .ppo_objective import Rows
 
 Ids = npt.NDArray[np.int32]
 
@@ -83,10 +85,7 @@ class Minibatch(NamedTuple):
     """B rows of a rollout."""
 
     forest: Forest
-    action: Tensor  # int64 [B]
-    log_prob: Tensor  # [B] when the action was taken
-    advantage: Tensor  # [B]
-    returns: Tensor  # [B]
+    rows: Rows  # on the CPU
 
 
 class RolloutCollector(Collector):
@@ -114,12 +113,10 @@ class RolloutCollector(Collector):
     def _choose(self) -> list[int]:
         rollout = self.rollout
         ids, offsets, sets = prompts_of(self.policy, self._episodes)
-        with torch.no_grad():
-            scores = self.policy.forward(self.policy.pack(ids, offsets, sets))
+        scores = self._scores(ids, offsets, sets)  # on the CPU, where the generator is
         assert scores.v is not None
-        # On the CPU, where the generator is.
-        chosen = torch.multinomial(scores.pi.cpu(), 1, generator=self.generator)  # [N, 1]
-        taken = scores.log_pi.cpu().gather(-1, chosen).squeeze(-1)  # [N]
+        chosen = torch.multinomial(scores.pi, 1, generator=self.generator)  # [N, 1]
+        taken = scores.log_pi.gather(-1, chosen).squeeze(-1)  # [N]
         rollout.prompts += np.split(ids, offsets[1:-1])
         rollout.sets += sets
         rollout.action += chosen.squeeze(-1).tolist()
@@ -161,11 +158,16 @@ class RolloutCollector(Collector):
     def _values(self, prompts: Sequence[Ids], sets: Sequence[CandidateSet]) -> Tensor:
         """V of prompts, float64 [B], on the CPU."""
         offsets = np.cumsum([0, *map(len, prompts)], dtype=np.int64)
-        forest = self.policy.pack(np.concatenate(prompts), offsets, sets)
-        with torch.no_grad():
-            v = self.policy.forward(forest).v
+        v = self._scores(np.concatenate(prompts), offsets, sets).v
         assert v is not None
-        return v.double().cpu()
+        return v.double()
+
+    def _scores(
+        self, prompts: Ids, offsets: npt.NDArray[np.int64], sets: Sequence[CandidateSet]
+    ) -> Scores:
+        """Scores with V, on the CPU."""
+        forest = self.policy.pack(prompts, offsets, sets, device="cpu")
+        return self.policy.acting_scores(forest, with_value=True)
 
 
 class Experience:
@@ -192,14 +194,21 @@ class Experience:
     def __len__(self) -> int:
         return len(self.advantage)
 
-    def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Minibatch]:
-        """All rows once, in random order, in minibatches of nearly equal sizes, at most `size`."""
+    def minibatches(
+        self, size: int, rng: np.random.Generator, *, device: str | None = None
+    ) -> Iterator[Minibatch]:
+        """All rows once, in random order, in minibatches of nearly equal sizes, at most `size`.
+
+        device: where their forests are made; None: where the policy is.
+        """
         order = rng.permutation(len(self))
         for rows in np.array_split(order, -(-len(self) // size)):
-            forest = self._policy.pack(self._ids, self._offsets, self._sets, rows=rows)
+            forest = self._policy.pack(
+                self._ids, self._offsets, self._sets, rows=rows, device=device
+            )
             index = torch.from_numpy(rows)
             parts = (self._action, self._log_prob, self.advantage, self.returns)
-            yield Minibatch(forest, *(x[index].to(self._policy.device) for x in parts))
+            yield Minibatch(forest, Rows(*(x[index] for x in parts)))
 
 
 def _packed(name: str, lists: Sequence[Ids]) -> dict[str, Tensor]:

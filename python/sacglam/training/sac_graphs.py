@@ -1,0 +1,75 @@
+"""SAC's updates by CUDA graphs: the two passes of an update at a launch each."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ..models.forest import Forest
+from ..models.graphs import Capture, CudaCapture, Padding, graphs_serve
+from ..models.padding import power_of_two
+from ..replay import Batch
+from .gradient_graphs import GradientGraphs
+from .sac_objective import Rows, SacObjective
+
+
+class SacGraphs:
+    """The objective's two methods, by graphs where they apply.
+
+    Args:
+        objective: what is computed.
+        capture: records calls; CudaCapture on a GPU.
+    """
+
+    def __init__(self, objective: SacObjective, capture: Capture) -> None:
+        self._objective = objective
+        self._rows = objective.config.optim.batch_size
+        self._most_rows = power_of_two(self._rows)  # that a padded forest of some of them has
+        self._gradients = GradientGraphs(
+            objective.policy, objective.optimiser, capture,
+            leaves=True, reads=objective.target.averages(),
+        )  # fmt: skip
+        self._bootstrap = self._gradients.graphs(
+            self._bootstrapped, 1 + self._most_rows, Padding(True)
+        )
+
+    def bootstrap(self, forest: Forest, rows: npt.NDArray[np.int64], alpha: float) -> bool:
+        """As `SacObjective.bootstrap`, for a forest on the CPU; False where no graph serves."""
+        # Rows of padding go to the number that belongs to no row.
+        to = np.full(self._most_rows, self._rows, dtype=np.float64)
+        to[: len(rows)] = rows
+        return self._bootstrap.run(forest, np.concatenate([[alpha], to])) is not None
+
+    def gradient(
+        self, forest: Forest, batch: Batch, alpha: float, *, with_actor: bool
+    ) -> Tensor | None:
+        """As `SacObjective.gradient`, for a forest on the CPU; None where no graph serves."""
+
+        def compute(forest: Forest, numbers: Tensor) -> Tensor:
+            n_step_return, discount, weight, action = numbers[1:].view(4, self._rows)
+            rows = Rows(n_step_return.float(), discount.float(), weight.float(), action.long())
+            return self._objective.gradient(forest, rows, numbers[0], with_actor=with_actor)
+
+        arrays = (batch.n_step_return, batch.discount, batch.weight, batch.action)
+        numbers = np.concatenate([[alpha], *arrays], dtype=np.float64)
+        # Updates of the critic alone have graphs of their own.
+        return self._gradients.run(with_actor, compute, forest, numbers)
+
+    def __len__(self) -> int:
+        """Graphs recorded."""
+        return len(self._bootstrap) + len(self._gradients)
+
+    def _bootstrapped(self, forest: Forest, numbers: Tensor) -> Tensor:
+        rows = numbers[1 : 1 + forest.num_rows].long()
+        return self._objective.bootstrap(forest, rows, numbers[0])
+
+
+def sac_graphs(objective: SacObjective, present: SacGraphs | None) -> SacGraphs | None:
+    """The graphs of an objective, `present` if there are some; None where its calls must run."""
+    policy = objective.policy
+    if not graphs_serve(policy) or policy.reencodes:
+        return None
+    if present is not None:
+        return present
+    return SacGraphs(objective, CudaCapture(policy.device))
