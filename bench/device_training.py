@@ -52,6 +52,7 @@ def check_updates(report: Callable[..., None], updates: int = 24) -> None:
     cases: dict[str, dict[str, Any]] = {
         "tiny-llama": {},
         "tiny-t5": {"model.id": "tiny-t5"},
+        "tiny-t5, reencoding": {"model.id": "tiny-t5", "critic.kind": "reencode"},
         "LoRA, the critic's adapter": {
             "lora.r": 8, "critic.trunk": "adapter", "sac.target_policy": False, "critic_warmup": 8,
         },
@@ -146,7 +147,7 @@ WIDE = {
 }  # fmt: skip
 
 
-# What Flan-T5-base is trained with in MAGELLAN's code, but for Q from the policy's own pass.
+# What Flan-T5-base is trained with in MAGELLAN's code, but for where Q is read.
 MAGELLAN = {
     "env.id": "playground/full", "env.num_envs": 32, "optim.batch_size": 256,
     "learning_starts": 2000, "total_steps": 2000, "lora.r": 16, "sac.target_policy": False,
@@ -170,6 +171,11 @@ def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
         ("tiny-llama, float32", {}, None),
         ("d 896, 24 layers, LoRA, bf16", wide, None),
         ("Flan-T5-base, playground/full, LoRA, bf16", MAGELLAN, flan_t5_base),
+        (
+            "Flan-T5-base, playground/full, LoRA, bf16, reencoding",
+            {**MAGELLAN, "critic.kind": "reencode"},
+            flan_t5_base,
+        ),
     ):
         trainer = _filled(changes, model)
         algorithm, config = trainer.algorithm, trainer.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -53,10 +54,34 @@ def test_padding_leaves_values_as_they_are(make_policy: Any, architecture: str):
     check()
 
 
-def same_values(policy: Any, batch: list[tuple[str, list[str]]]):
-    """With leaves and as many rows as there are, Q and its gradient too."""
-    forest = policy._pack_texts(*zip(*batch, strict=True), leaves=True)
-    sizes = padded_sizes(forest, leaves=True, rows=len(batch), parts=8)
+@pytest.mark.parametrize("taken", [False, True])
+def test_padding_leaves_reencoded_values_as_they_are(make_policy: Any, taken: bool):
+    policy = make_policy("t5", critic="reencode")
+
+    def values(batch: list[tuple[str, list[str]]]) -> None:
+        last = np.array([len(actions) - 1 for _, actions in batch]) if taken else None
+        same_values(policy, batch, leaves=False, taken=last)
+
+    check = settings(max_examples=15, deadline=None)(
+        example(LARGE)(example(SHORT)(given(batches)(values)))
+    )
+    check()
+
+
+def same_values(
+    policy: Any,
+    batch: list[tuple[str, list[str]]],
+    leaves: bool = True,
+    taken: npt.NDArray[np.int64] | None = None,
+):
+    """With what a critic reads and as many rows as there are, Q and its gradient too."""
+    prompts, candidates = zip(*batch, strict=True)
+    ids = [policy.codec.text(prompt) for prompt in prompts]
+    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    sets = [policy.candidate_set(actions) for actions in candidates]
+    forest = policy.pack(np.concatenate(ids), offsets, sets, taken=taken)
+    assert (forest.taken is None) is (taken is None)
+    sizes = padded_sizes(forest, leaves=leaves, rows=len(batch), parts=8)
     padded = pad_forest(forest, sizes)
     assert padded.mask.shape[0] == len(batch)
     assert bool((padded.read.diff() > 0).all())

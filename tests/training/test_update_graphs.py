@@ -24,6 +24,11 @@ from recording import Recording  # noqa: E402
 CASES: dict[str, dict[str, Any]] = {
     "llama": {},
     "t5": {"model.id": "tiny-t5"},
+    "t5, reencoding": {"model.id": "tiny-t5", "critic.kind": "reencode"},
+    "t5, reencoding by the critic's adapter, the online policy at s'": {
+        "model.id": "tiny-t5", "critic.kind": "reencode", "lora.r": 4, "critic.trunk": "adapter",
+        "sac.target_policy": False,
+    },
     "LoRA, the critic's adapter, a prior": {
         "lora.r": 4, "critic.trunk": "adapter", "sac.prior": True,
     },

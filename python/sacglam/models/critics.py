@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from .._C import CandidateSet
@@ -65,7 +66,6 @@ def first_states(hidden: Tensor, forest: Forest) -> Tensor:
 
 
 def reencoded_values(q: Tensor, forest: Forest) -> Tensor:
-    """Q of the batch's rows and candidates in order [heads, sum of K] as [heads, B, A]."""
-    return q.new_zeros(q.shape[0], *forest.mask.shape).masked_scatter(
-        forest.mask.expand(q.shape[0], -1, -1), q
-    )
+    """Q of the batch's rows and candidates in order [heads, sum of K, or more] as [heads, B, A]."""
+    empty = q.new_zeros(forest.mask.shape)
+    return torch.stack([empty.masked_scatter(forest.mask, one) for one in q])

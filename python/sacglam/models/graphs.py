@@ -160,7 +160,7 @@ class Graphs:
         if wanted in self._recorded:
             return wanted
         found = (sizes for sizes in self._recorded if holds(sizes, forest, wanted))
-        return min(found, key=lambda sizes: sizes.tokens + sizes.encoder_tokens, default=None)
+        return min(found, key=lambda sizes: sizes.computed, default=None)
 
     def _applies(self) -> bool:
         """Whether the call is the one that was or would be recorded."""

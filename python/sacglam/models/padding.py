@@ -40,6 +40,14 @@ class Sizes(NamedTuple):
     encoder_tokens: int  # Te; 0 for causal models
     longest: tuple[int, int]  # bounds on a tree's and its prompt's tokens; 0 for causal models
     prefix: int  # leading tokens that all trees continue, as they are
+    reencoded: Sizes | None = None  # of the forests that a critic of its own passes reads
+    taken: Sizes | None = None
+
+    @property
+    def computed(self) -> int:
+        """Tokens that passes over it compute."""
+        inner = sum(part.computed for part in (self.reencoded, self.taken) if part is not None)
+        return self.tokens + self.encoder_tokens + inner
 
     @property
     def trees(self) -> int:
@@ -97,6 +105,9 @@ def padded_sizes(
         encoder_tokens=encoder,
         longest=_longest(forest),
         prefix=forest.plan.prefix,
+        # As many rows as there are candidates, and as many as the forest itself has.
+        reencoded=None if forest.reencoded is None else padded_sizes(forest.reencoded, parts=parts),
+        taken=None if forest.taken is None else padded_sizes(forest.taken, rows=rows, parts=parts),
     )
 
 
@@ -116,7 +127,9 @@ def holds(sizes: Sizes, forest: Forest, wanted: Sizes) -> bool:
     alike = ("leaves", "prefix", "rows")
     costly = ("tokens", "read", "heads", "encoder_tokens")
     return (
-        all(getattr(sizes, name) == getattr(wanted, name) for name in alike)
+        _hold(sizes.reencoded, forest.reencoded, wanted.reencoded)
+        and _hold(sizes.taken, forest.taken, wanted.taken)
+        and all(getattr(sizes, name) == getattr(wanted, name) for name in alike)
         and all(getattr(sizes, name) <= 1.3 * getattr(wanted, name) for name in costly)
         and sizes.read >= read
         and sizes.tokens >= nodes + sizes.read - read
@@ -131,9 +144,33 @@ def holds(sizes: Sizes, forest: Forest, wanted: Sizes) -> bool:
     )
 
 
+def _hold(sizes: Sizes | None, forest: Forest | None, wanted: Sizes | None) -> bool:
+    """`holds`, of parts that there are or are not."""
+    if sizes is None or forest is None or wanted is None:
+        return sizes is None and forest is None
+    return holds(sizes, forest, wanted)
+
+
 def flat_length(sizes: Sizes) -> int:
     """Numbers of int64 that hold a padded forest."""
+    inner = sum(flat_length(part) for part in (sizes.reencoded, sizes.taken) if part is not None)
+    return _own_length(sizes) + inner
+
+
+def _own_length(sizes: Sizes) -> int:
+    """Without the forests inside it, which lie behind."""
     return sum(-(-length // _ALIGN) * _ALIGN for length in _lengths(sizes).values())
+
+
+def _inner(flat: Tensor, sizes: Sizes) -> dict[str, tuple[Tensor, Sizes]]:
+    """The forests inside a padded one: where each lies, and its sizes."""
+    found, begin = {}, _own_length(sizes)
+    for name, part in (("reencoded", sizes.reencoded), ("taken", sizes.taken)):
+        if part is not None:
+            end = begin + flat_length(part)
+            found[name] = flat[begin:end], part
+            begin = end
+    return found
 
 
 def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
@@ -186,6 +223,10 @@ def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
         put("encoder_ids", forest.encoder_ids)
         put("encoder_pos", encoder.q_pos)
         put("encoder_start", encoder.q_start, spread(count, sizes.encoder_tokens, trees))
+    if forest.taken_column is not None:
+        put("taken_column", forest.taken_column)
+    for name, (part, inner) in _inner(flat, sizes).items():
+        write_padded(part, getattr(forest, name), inner)
 
 
 def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
@@ -196,6 +237,7 @@ def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
     """
     at = _parts(flat, sizes)
     narrow = {name: at[name].int() for name in ("pos", "end", "tree_start")}
+    inner = {name: forest_over(*part) for name, part in _inner(flat, sizes).items()}
     encoder: dict[str, Any] = {}
     if sizes.encoder_tokens:
         start, count = at["encoder_start"].int(), sizes.encoder_tokens
@@ -223,6 +265,9 @@ def forest_over(flat: Tensor, sizes: Sizes) -> Forest:
         leaf=at["leaf"] if sizes.leaves else None,
         table=at["table"].view(sizes.rows, sizes.columns),
         mask=at["mask"].view(sizes.rows, sizes.columns) != 0,
+        reencoded=inner.get("reencoded"),
+        taken=inner.get("taken"),
+        taken_column=at.get("taken_column"),
         **encoder,
     )
 
@@ -259,6 +304,8 @@ def _lengths(sizes: Sizes) -> dict[str, int]:
         lengths["encoder_ids"] = sizes.encoder_tokens
         lengths["encoder_pos"] = sizes.encoder_tokens
         lengths["encoder_start"] = sizes.trees + 1
+    if sizes.taken is not None:
+        lengths["taken_column"] = sizes.rows
     return lengths
 
 

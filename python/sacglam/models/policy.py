@@ -176,16 +176,18 @@ class Policy:
         kept = leaves and not self.reencodes and self.options.critic != "value"
         shared = self._shared_tokens()
         packed = self.packer.pack(prompts, offsets, sets, kept, rows, shared)
-        forest = forest_from_packed(packed, self.device if device is None else device)
+        device = self.device if device is None else device
+        forest = forest_from_packed(packed, device)
         self.trunk.check_length(forest)
         if leaves and self.reencodes:
-            forest = replace(forest, reencoded=self._reencoded(prompts, offsets, sets, rows))
+            batch = (prompts, offsets, sets, rows)
+            forest = replace(forest, reencoded=self._reencoded(*batch, device=device))
             if taken is not None:
                 column = torch.from_numpy(taken if rows is None else taken[rows]).long()
                 forest = replace(
                     forest,
-                    taken=self._reencoded(prompts, offsets, sets, rows, taken),
-                    taken_column=column.to(forest.ids.device),
+                    taken=self._reencoded(*batch, taken, device=device),
+                    taken_column=column.to(device),
                 )
         return forest
 
@@ -202,13 +204,15 @@ class Policy:
         sets: Sequence[CandidateSet],
         rows: npt.NDArray[np.int64] | None,
         taken: npt.NDArray[np.integer] | None = None,
+        *,
+        device: torch.device | str,
     ) -> Forest:
         """A row for each candidate, or that taken, which is written into the prompt."""
         closing = len(self.codec.suffix)
         ids, starts = prompts_with_actions(prompts, offsets, sets, rows, closing, taken)
         # Nothing is left to choose: any set of one token will do.
         chosen = [CandidateSet(np.zeros(1, dtype=np.int32), np.array([0, 1]))] * (len(starts) - 1)
-        return forest_from_packed(self.packer.pack(ids, starts, chosen, False, None), self.device)
+        return forest_from_packed(self.packer.pack(ids, starts, chosen, False, None), device)
 
     def forward(self, forest: Forest, *, with_q: bool = True) -> Scores:
         """Scores of all candidates, and what the critic says of them (Q, or V of the prompts), from

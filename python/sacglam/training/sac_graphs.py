@@ -26,12 +26,13 @@ class SacGraphs:
         self._objective = objective
         self._rows = objective.config.optim.batch_size
         self._most_rows = power_of_two(self._rows)  # that a padded forest of some of them has
+        leaves = not objective.policy.reencodes  # else Q is read elsewhere
         self._gradients = GradientGraphs(
             objective.policy, objective.optimiser, capture,
-            leaves=True, reads=objective.target.averages(),
+            leaves=leaves, reads=objective.target.averages(),
         )  # fmt: skip
         self._bootstrap = self._gradients.graphs(
-            self._bootstrapped, 1 + self._most_rows, Padding(True)
+            self._bootstrapped, 1 + self._most_rows, Padding(leaves)
         )
 
     def bootstrap(self, forest: Forest, rows: npt.NDArray[np.int64], alpha: float) -> bool:
@@ -68,8 +69,6 @@ class SacGraphs:
 def sac_graphs(objective: SacObjective, present: SacGraphs | None) -> SacGraphs | None:
     """The graphs of an objective, `present` if there are some; None where its calls must run."""
     policy = objective.policy
-    if not graphs_serve(policy) or policy.reencodes:
+    if not graphs_serve(policy):
         return None
-    if present is not None:
-        return present
-    return SacGraphs(objective, CudaCapture(policy.device))
+    return present if present is not None else SacGraphs(objective, CudaCapture(policy.device))
