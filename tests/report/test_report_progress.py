@@ -77,6 +77,16 @@ def test_time_left_follows_the_rate_of_a_resumed_run() -> None:
     assert "[2:00:00] 15000/20000 steps (75 %, 8:20 left)" in stream.getvalue()
 
 
+def test_time_left_forgets_the_pace_before_the_first_update() -> None:
+    stream = io.StringIO()
+    with ProgressDisplay(64000, stream=stream) as display:
+        for steps, rate, updates in ((512, 635.0, 1), (1000, 50.0, 62), (1500, 40.0, 125)):
+            display.update({"env_steps": steps, "env_steps_per_s": rate, "updates": updates})
+    left = re.findall(r"%, ([0-9:]+) left", stream.getvalue())
+    # 63 000 steps at 50 a second; then 62 500 at 46.5 a second: seconds, not speeds, are averaged.
+    assert left == ["1:40", "21:00", "22:24"]
+
+
 def test_the_live_display_shows_every_figure(metrics_row: Row) -> None:
     stream = Terminal()
     with ProgressDisplay(12000, stream=stream, interactive=True) as display:

@@ -82,7 +82,8 @@ class ProgressDisplay:
         self._failed = False
         self._live: Any = None
         self._started = self._updated = time.monotonic()
-        self._rate: float | None = None  # environment steps per second, smoothed
+        self._pace: float | None = None  # seconds per environment step, smoothed
+        self._learns = False  # whether that is of a time with updates
         # The live display draws from a thread of its own: everything below is replaced as a whole,
         # never changed in place.
         self._metrics: Mapping[str, Any] = {}
@@ -185,16 +186,18 @@ class ProgressDisplay:
             steps, before = number(metrics.get("env_steps")), number(self._metrics.get("env_steps"))
             if steps is not None and before is not None and now > self._updated:
                 rate = (steps - before) / (now - self._updated)
+        if not self._learns and number(self._metrics.get("updates")):
+            self._learns, self._pace = True, None  # steps before the first update took no time
         if rate is not None and rate > 0:
-            self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+            self._pace = 1 / rate if self._pace is None else 0.7 * self._pace + 0.3 / rate
         self._updated = now
 
     def _time_left(self) -> float | None:
         steps = number(self._metrics.get("env_steps"))
-        if steps is None or not self._rate:
+        if steps is None or self._pace is None:
             return None
         since = time.monotonic() - self._updated if self._live is not None else 0.0
-        return max(0.0, (self.total_steps - steps) / self._rate - since)
+        return max(0.0, (self.total_steps - steps) * self._pace - since)
 
     def _elapsed(self) -> float:
         """Seconds of training: of the whole run where the metrics know it (a resumed run)."""
