@@ -91,10 +91,7 @@ def _check_ppo(
             prompts = prompts_of(policy, algorithm.collector._episodes)
             forest = policy.pack(*prompts, device="cpu")
             scores = [policy.acting_scores(forest, with_value=True) for _ in range(3)]
-        metrics = ("critic_loss", "actor_loss", "grad_norm")
-        left.append({m: torch.tensor([u[m] for u in found]) for m in metrics})
-        parameters = policy.trainable_parameters().values()
-        left[-1]["parameters"] = torch.cat([p.detach().flatten() for p in parameters])
+        left.append(_left(policy, found, ("critic_loss", "actor_loss", "grad_norm")))
     graphs = 0 if algorithm._graphs is None else len(algorithm._graphs)
     case = f"PPO, {name}, float32, {updates} updates, {graphs} graphs"
     report("updates", case, _differences(*left, graphs), 1e-2)
@@ -118,9 +115,17 @@ def _updated(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "no CUDA graph", RuntimeWarning)
         found = [learner.update() for _ in range(updates)]
-    left = {name: torch.tensor([u[name] for u in found]) for name in ("critic_loss", "grad_norm")}
-    left["parameters"] = torch.cat([p.detach().flatten() for p in learner.parameters.values()])
+    left = _left(trainer.policy, found, ("critic_loss", "grad_norm"))
     return left, 0 if learner._graphs is None else len(learner._graphs)
+
+
+def _left(
+    policy: Any, updates: list[dict[str, float]], metrics: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    """Some metrics of every update, and the parameters after the last."""
+    found = {name: torch.tensor([u[name] for u in updates]) for name in metrics}
+    parameters = policy.trainable_parameters().values()
+    return {**found, "parameters": torch.cat([p.detach().flatten() for p in parameters])}
 
 
 def check_training(report: Callable[..., None], steps: int = 5000, least: float = 0.5) -> None:
@@ -176,11 +181,17 @@ def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
             {**MAGELLAN, "critic.kind": "reencode"},
             flan_t5_base,
         ),
+        ("tiny-llama, float32, PPO", PPO, None),
     ):
         trainer = _filled(changes, model)
         algorithm, config = trainer.algorithm, trainer.config
+        update, rows = (
+            (_ppo_updates(algorithm), config.ppo.minibatch)
+            if config.algo == "ppo"
+            else (algorithm.learner.update, config.optim.batch_size)
+        )
         for case, call in (
-            (f"update of {config.optim.batch_size}", algorithm.learner.update),
+            (f"update of {rows}", update),
             (f"acting step of {config.env.num_envs}", algorithm.collector.step),
         ):
             run = partial(_timed, trainer.policy, call)
@@ -191,18 +202,6 @@ def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
                 "without CUDA graphs": partial(run, False),
             }
             record("training", f"{name}: {case}", methods, None, slow=True)
-
-    trainer = _filled(PPO)
-    algorithm = trainer.algorithm
-    for case, call in (
-        (f"PPO's update of {trainer.config.ppo.minibatch}", _ppo_updates(algorithm)),
-        (f"PPO's acting step of {trainer.config.env.num_envs}", algorithm.collector.step),
-    ):
-        run = partial(_timed, trainer.policy, call)
-        for _ in range(24):
-            run(True)
-        methods = {"sacglam": partial(run, True), "without CUDA graphs": partial(run, False)}
-        record("training", f"tiny-llama, float32: {case}", methods, None, slow=True)
 
 
 def _ppo_updates(algorithm: Any) -> Callable[[], object]:

@@ -51,10 +51,39 @@ def run(config: Any) -> tuple[Trainer, list[dict[str, Any]]]:
     return trainer, [json.loads(line) for line in lines]
 
 
+def counted(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, served: list[bool]) -> None:
+    """Note of each call of a method whether a graph served."""
+    method = getattr(owner, name)
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = method(self, *args, **kwargs)
+        served.append(found is not None and found is not False)
+        return found
+
+    monkeypatch.setattr(owner, name, noted)
+
+
+def assert_same_run(
+    plain: tuple[Trainer, list[dict[str, Any]]],
+    graphed: tuple[Trainer, list[dict[str, Any]]],
+    names: tuple[str, ...],
+) -> None:
+    """Parameters, and what the metrics say under these names."""
+    others = graphed[0].policy.trainable_parameters()
+    for name, parameter in plain[0].policy.trainable_parameters().items():
+        torch.testing.assert_close(others[name], parameter, rtol=1e-7, atol=1e-9)
+    lines = zip(graphed[1], plain[1], strict=True)
+    learning = [(line, want) for line, want in lines if want["updates"]]
+    assert len(learning) > 1
+    for line, want in learning:
+        for name in names:
+            assert line[name] == pytest.approx(want[name], rel=1e-6), name
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_run(case: str, quick_config: Any, monkeypatch: pytest.MonkeyPatch):
     changes = {"model.dtype": "float64", "total_steps": 300, "eval.episodes": 1, **CASES[case]}
-    plain, wanted = run(quick_config("plain", **changes))
+    plain = run(quick_config("plain", **changes))
     made: list[SacGraphs] = []
 
     def by_graphs(objective: Any, present: SacGraphs | None) -> SacGraphs:
@@ -63,33 +92,16 @@ def test_the_same_run(case: str, quick_config: Any, monkeypatch: pytest.MonkeyPa
         return made[-1]
 
     served: list[bool] = []
-    bootstrap, gradient = SacGraphs.bootstrap, SacGraphs.gradient
-
-    def counted_bootstrap(self: SacGraphs, *args: Any) -> bool:
-        served.append(bootstrap(self, *args))
-        return served[-1]
-
-    def counted_gradient(self: SacGraphs, *args: Any, **kwargs: Any) -> Any:
-        found = gradient(self, *args, **kwargs)
-        served.append(found is not None)
-        return found
-
-    monkeypatch.setattr(SacGraphs, "bootstrap", counted_bootstrap)
-    monkeypatch.setattr(SacGraphs, "gradient", counted_gradient)
+    counted(monkeypatch, SacGraphs, "bootstrap", served)
+    counted(monkeypatch, SacGraphs, "gradient", served)
     monkeypatch.setattr(learner_module, "sac_graphs", by_graphs)
-    graphed, found = run(quick_config("graphed", **changes))
+    graphed = run(quick_config("graphed", **changes))
 
     assert len(made) == 1
     assert len(served) > 50
     assert sum(served) > 0.7 * len(served)
-    others = graphed.policy.trainable_parameters()
-    for name, parameter in plain.policy.trainable_parameters().items():
-        torch.testing.assert_close(others[name], parameter, rtol=1e-7, atol=1e-9)
-    learning = [(line, want) for line, want in zip(found, wanted, strict=True) if want["updates"]]
-    assert len(learning) > 1
-    for line, want in learning:
-        for name in ("critic_loss", "actor_loss", "grad_norm", "entropy", "td_error", "alpha"):
-            assert line[name] == pytest.approx(want[name], rel=1e-6), name
+    names = ("critic_loss", "actor_loss", "grad_norm", "entropy", "td_error", "alpha")
+    assert_same_run(plain, graphed, names)
 
 
 PPO_CASES: dict[str, dict[str, Any]] = {
@@ -107,7 +119,7 @@ def test_the_same_run_of_ppo(case: str, quick_config: Any, monkeypatch: pytest.M
         "algo": "ppo", "model.dtype": "float64", "total_steps": 400, "eval.episodes": 1,
         "ppo.rollout": 25, "ppo.minibatch": 25, **PPO_CASES[case],
     }  # fmt: skip
-    plain, wanted = run(quick_config("plain", **changes))
+    plain = run(quick_config("plain", **changes))
     made: list[PpoGraphs] = []
     acting: list[ActingGraphs] = []
 
@@ -124,38 +136,19 @@ def test_the_same_run_of_ppo(case: str, quick_config: Any, monkeypatch: pytest.M
         return acting[-1]
 
     served: list[bool] = []
-    gradient, scores = PpoGraphs.gradient, ActingGraphs.scores
-
-    def counted_gradient(self: PpoGraphs, *args: Any) -> Any:
-        found = gradient(self, *args)
-        served.append(found is not None)
-        return found
-
     acted: list[bool] = []
-
-    def counted_scores(self: ActingGraphs, forest: Any) -> Any:
-        found = scores(self, forest)
-        acted.append(found is not None)
-        return found
-
-    monkeypatch.setattr(PpoGraphs, "gradient", counted_gradient)
-    monkeypatch.setattr(ActingGraphs, "scores", counted_scores)
+    counted(monkeypatch, PpoGraphs, "gradient", served)
+    counted(monkeypatch, ActingGraphs, "scores", acted)
     monkeypatch.setattr(ppo_module, "ppo_graphs", by_graphs)
     monkeypatch.setattr(policy_module, "acting_graphs", acting_by_graphs)
-    graphed, found = run(quick_config("graphed", **changes))
+    graphed = run(quick_config("graphed", **changes))
 
     assert len(made) == len(acting) == 1
     for calls in (served, acted):
         assert len(calls) > 20
         assert sum(calls) > 0.7 * len(calls)
-    others = graphed.policy.trainable_parameters()
-    for name, parameter in plain.policy.trainable_parameters().items():
-        torch.testing.assert_close(others[name], parameter, rtol=1e-7, atol=1e-9)
-    learning = [(line, want) for line, want in zip(found, wanted, strict=True) if want["updates"]]
-    assert len(learning) > 1
-    for line, want in learning:
-        for name in ("critic_loss", "actor_loss", "grad_norm", "entropy", "v_mean", "kl"):
-            assert line[name] == pytest.approx(want[name], rel=1e-6, abs=1e-12), name
+    names = ("critic_loss", "actor_loss", "grad_norm", "entropy", "v_mean", "kl")
+    assert_same_run(plain, graphed, names)
 
 
 def test_the_cpu_knows_no_graphs(quick_config: Any):
