@@ -10,10 +10,12 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sacglam.report.evaluating import EvaluationDisplay
 from sacglam.report.progress import ProgressDisplay
 
 Row = Callable[..., dict[str, Any]]
@@ -87,6 +89,74 @@ def test_time_left_forgets_the_pace_before_the_first_update() -> None:
     assert left == ["1:40", "21:00", "22:24"]
 
 
+class Clock:
+    """A time that tests set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+
+def test_a_slow_run_says_every_minute_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = io.StringIO(), Clock(monkeypatch)
+    with ProgressDisplay(1000, stream=stream) as display:
+        for episodes in range(0, 301, 10):
+            display.evaluating("policy", episodes, 300)
+            clock.now += 3.0
+        for k in range(1, 11):  # 16 steps and 4 updates in 20 seconds
+            display.progress(16 * k, 4 * (k - 1))
+            for update in range(1, 5):
+                clock.now += 5.0
+                display.progress(16 * k, 4 * (k - 1) + update)
+        display.update({"env_steps": 160, "updates": 40, "wall_s": 200.0, "env_steps_per_s": 0.8})
+    assert stream.getvalue().splitlines() == [
+        "[1:00] evaluating the policy: 200/300 episodes",
+        # Since the first update 16 steps in 25 s, 64 in 85 s, 112 in 145 s.
+        "[2:03] 32/1000 steps (3 %, 25:12 left) | 6 updates",
+        "[3:03] 80/1000 steps (8 %, 20:22 left) | 18 updates",
+        "[4:03] 128/1000 steps (12 %, 18:49 left) | 30 updates",
+        "[3:20] 160/1000 steps (16 %, 18:58 left) | success - | 0.8 steps/s, - updates/s "
+        "| critic - | entropy -",
+    ]
+
+
+def test_the_live_display_moves_between_log_intervals() -> None:
+    stream = Terminal()
+    with ProgressDisplay(1000, stream=stream, interactive=True) as display:
+        display.evaluating("random", 30, 300)
+        time.sleep(0.8)  # it draws twice a second
+        display.evaluating("random", 300, 300)
+        display.progress(96, 24)
+    text = plain(stream.getvalue())
+    assert "evaluating" in text
+    assert "random actions: 30 / 300 episodes" in text
+    last = text[text.rindex("training") :]
+    assert "9 %  96 / 1 000 steps" in last
+    assert "24 updates" in last
+    assert "evaluating" not in last
+
+
+def test_an_evaluation_alone_leaves_nothing_on_the_terminal() -> None:
+    stream = Terminal()
+    with EvaluationDisplay(stream=stream, interactive=True) as display:
+        display.evaluating("expert", 7, 20)
+        time.sleep(0.8)
+    assert "the expert: 7 / 20 episodes" in plain(stream.getvalue())
+    after = stream.getvalue().rpartition("episodes")[2]
+    assert after.replace("\x1b[?25h", "") == "\n\r\x1b[1A\x1b[2K"  # up, and that line cleared
+
+
+def test_an_evaluation_alone_says_every_minute_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream, clock = io.StringIO(), Clock(monkeypatch)
+    with EvaluationDisplay(stream=stream) as display:
+        for episodes in range(0, 101, 10):
+            display.evaluating("policy", episodes, 100)
+            clock.now += 11.0
+    assert stream.getvalue() == "evaluating the policy: 60/100 episodes\n"
+
+
 def test_the_live_display_shows_every_figure(metrics_row: Row) -> None:
     stream = Terminal()
     with ProgressDisplay(12000, stream=stream, interactive=True) as display:
@@ -152,7 +222,7 @@ def test_a_closed_stream_is_survived(capsys: pytest.CaptureFixture[str], metrics
     with ProgressDisplay(12000, stream=stream) as display:
         stream.close()
         display.update(metrics_row(500))
-    assert "training goes on" in capsys.readouterr().err
+    assert "the work goes on" in capsys.readouterr().err
 
 
 def test_text_that_the_stream_cannot_encode() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
-from collections.abc import Callable, Mapping
-from types import TracebackType
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .text import bar, compact, count, duration, encodes, number, percent, rates, sparkline
+from .display import Display
+from .evaluating import Evaluation, add_evaluation, evaluation_line, progress_table
+from .pace import Pace
+from .text import bar, compact, count, duration, number, percent, rates, sparkline
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,152 +20,45 @@ _HISTORY = 24  # log intervals in a sparkline
 _LINE_FAMILIES = 6  # families named in a line; the live display names what fits the terminal
 
 
-class _Outlet:
-    """A stream whose failures are remembered instead of raised. rich draws from a thread of its
-    own, and answers a broken pipe with SystemExit."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.encoding: str | None = getattr(stream, "encoding", None)
-        self.error: Exception | None = None
-
-    def write(self, text: str) -> int:
-        self._attempt(lambda: self._write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._attempt(self._stream.flush)
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-        except UnicodeEncodeError as error:
-            escaped = text.encode(error.encoding, errors="backslashreplace")
-            self._stream.write(escaped.decode(error.encoding))
-
-    def _attempt(self, call: Callable[[], object]) -> None:
-        if self.error is None:
-            try:
-                call()
-            except (OSError, ValueError, AttributeError) as error:  # gone, closed, or no stream
-                self.error = error
-
-
-class ProgressDisplay:
-    """Shows the metrics of a running training; use it as a context manager.
-
-    It never raises into the training loop: a display that fails says so once on stderr and stays
-    silent from then on. KeyboardInterrupt passes through, and leaving the `with` block restores
-    the terminal.
+class ProgressDisplay(Display):
+    """Shows a running training.
 
     Args:
         total_steps: environment steps at which training ends.
-        stream: where to write; standard output by default.
-        interactive: a live display (True), lines (False), or what `stream` is fit for (None).
+        stream, interactive: as for `Display`.
     """
 
     def __init__(
         self, total_steps: int, *, stream: TextIO | None = None, interactive: bool | None = None
     ) -> None:
+        super().__init__(stream=stream, interactive=interactive)
         self.total_steps = total_steps
-        target = sys.stdout if stream is None else stream
-        self.interactive = _is_terminal(target) if interactive is None else interactive
-        self._ascii = not encodes(getattr(target, "encoding", None))
-        self._stream = _Outlet(target)
-        self._stderr = sys.stderr  # the live display replaces it
-        self._failed = False
-        self._live: Any = None
-        self._started = self._updated = time.monotonic()
-        self._pace: float | None = None  # seconds per environment step, smoothed
-        self._learns = False  # whether that is of a time with updates
-        # The live display draws from a thread of its own: everything below is replaced as a whole,
-        # never changed in place.
+        self._pace = Pace()
         self._metrics: Mapping[str, Any] = {}
         self._history: dict[str, tuple[float | None, ...]] = {}
         self._last_eval: tuple[float | None, Mapping[str, Any]] | None = None
-
-    def __enter__(self) -> ProgressDisplay:
-        self._started = self._updated = time.monotonic()
-        if self.interactive:
-            self._guarded(self._start_live)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._guarded(self._stop_live)
+        self._logged = self._stepped = time.monotonic()
+        self._position: tuple[float | None, float | None] = (None, None)  # steps and updates
+        self._evaluation: Evaluation | None = None  # under way
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Show one log interval: an object as in metrics.jsonl, any key may be missing."""
         self._guarded(lambda: self._update(dict(metrics)))
 
-    def message(self, text: str) -> None:
-        """Print a line of text, above the live display where there is one."""
-        self._guarded(lambda: self._message(text))
+    def progress(self, env_steps: int, updates: int) -> None:
+        """Show how far it is between log intervals; where there is no terminal, once a minute."""
+        self._guarded(lambda: self._progress(env_steps, updates))
 
-    def _guarded(self, call: Callable[[], object]) -> None:
-        if self._failed:
-            return
-        try:
-            call()
-            if self._stream.error is not None:
-                raise self._stream.error
-        except Exception as error:  # a display must not end a training
-            self._failed = True
-            self._restore_terminal()
-            self._complain(error)
-
-    def _start_live(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        stream: Any = self._stream
-        console = Console(file=stream, force_terminal=True, highlight=False)
-        self._live = Live(
-            console=console, get_renderable=self._draw, refresh_per_second=2, transient=False
-        )
-        self._live.start(refresh=True)
-
-    def _stop_live(self) -> None:
-        if self._live is None:
-            return
-        live, self._live = self._live, None
-        try:
-            live.stop()
-        finally:
-            # A second Ctrl-C may interrupt stop() before it has shown the cursor again.
-            live.console.show_cursor(True)
-
-    def _restore_terminal(self) -> None:
-        try:
-            self._stop_live()
-        except Exception as error:
-            self._complain(error)
-
-    def _complain(self, error: Exception) -> None:
-        _Outlet(self._stderr).write(f"progress display stopped ({error!r}); training goes on\n")
-
-    def _message(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._write(text)
-
-    def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
+    def evaluating(self, kind: str, done: int, episodes: int) -> None:
+        """Show that `done` of the `episodes` of an evaluation ended; `kind` as for
+        `Callback.on_evaluation`."""
+        self._guarded(lambda: self._evaluating((kind, done, episodes)))
 
     def _update(self, metrics: dict[str, Any]) -> None:
-        self._track_rate(metrics)
+        now = time.monotonic()
+        self._pace.row(metrics, now)
+        self._logged = self._stepped = now
+        self._position = (number(metrics.get("env_steps")), number(metrics.get("updates")))
         success = rates(metrics.get("success"))
         self._history = {
             **self._history,
@@ -179,44 +72,47 @@ class ProgressDisplay:
         elif not self.interactive:
             self._write(self._line(metrics))
 
-    def _track_rate(self, metrics: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        rate = number(metrics.get("env_steps_per_s"))
-        if rate is None:
-            steps, before = number(metrics.get("env_steps")), number(self._metrics.get("env_steps"))
-            if steps is not None and before is not None and now > self._updated:
-                rate = (steps - before) / (now - self._updated)
-        if not self._learns and number(self._metrics.get("updates")):
-            self._learns, self._pace = True, None  # steps before the first update took no time
-        if rate is not None and rate > 0:
-            self._pace = 1 / rate if self._pace is None else 0.7 * self._pace + 0.3 / rate
-        self._updated = now
+    def _progress(self, env_steps: int, updates: int) -> None:
+        self._stepped = time.monotonic()
+        self._pace.step(env_steps, updates, self._stepped)
+        self._position = (env_steps, updates)
+        self._write_after_a_while(lambda: f"{self._standing()} | {updates} updates")
+
+    def _evaluating(self, evaluation: Evaluation) -> None:
+        self._pace.pause()
+        _, done, episodes = evaluation
+        self._evaluation = evaluation if done < episodes else None
+        self._write_after_a_while(
+            lambda: f"[{duration(self._elapsed())}] {evaluation_line(evaluation)}"
+        )
 
     def _time_left(self) -> float | None:
-        steps = number(self._metrics.get("env_steps"))
-        if steps is None or self._pace is None:
+        steps, pace = self._position[0], self._pace.seconds
+        if steps is None or pace is None:
             return None
-        since = time.monotonic() - self._updated if self._live is not None else 0.0
-        return max(0.0, (self.total_steps - steps) * self._pace - since)
+        since = time.monotonic() - self._stepped if self._live is not None else 0.0
+        return max(0.0, (self.total_steps - steps) * pace - since)
 
     def _elapsed(self) -> float:
         """Seconds of training: of the whole run where the metrics know it (a resumed run)."""
         wall = number(self._metrics.get("wall_s"))
         if wall is None:
             return time.monotonic() - self._started
-        return wall + (time.monotonic() - self._updated if self._live is not None else 0.0)
+        return wall + (time.monotonic() - self._logged)
 
     def _fraction(self) -> float:
-        steps = number(self._metrics.get("env_steps")) or 0.0
+        steps = self._position[0] or 0.0
         return min(1.0, steps / self.total_steps) if self.total_steps > 0 else 1.0
 
-    def _line(self, metrics: Mapping[str, Any]) -> str:
-        steps = number(metrics.get("env_steps"))
-        parts = [
+    def _standing(self) -> str:
+        return (
             f"[{duration(self._elapsed())}] "
-            f"{_plain(steps)}/{self.total_steps} steps ({math.floor(100 * self._fraction())} %, "
-            f"{duration(self._time_left())} left)"
-        ]
+            f"{_plain(self._position[0])}/{self.total_steps} steps "
+            f"({math.floor(100 * self._fraction())} %, {duration(self._time_left())} left)"
+        )
+
+    def _line(self, metrics: Mapping[str, Any]) -> str:
+        parts = [self._standing()]
         success = rates(metrics.get("success"))
         named = ", ".join(f"{f} {percent(r)}" for f, r in list(success.items())[:_LINE_FAMILIES])
         if len(success) > _LINE_FAMILIES:
@@ -233,17 +129,7 @@ class ProgressDisplay:
         parts.append(f"entropy {_figure(metrics, 'entropy')}")
         return " | ".join(parts)
 
-    def _draw(self) -> RenderableType:
-        """Called by rich, mostly from its refresh thread, where an exception would end that thread
-        and print a traceback over the display."""
-        from rich.text import Text
-
-        try:
-            return self._layout()
-        except Exception as error:
-            return Text(f"progress cannot be shown: {error!r}; training goes on")
-
-    def _layout(self) -> RenderableType:
+    def layout(self) -> RenderableType:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -252,11 +138,8 @@ class ProgressDisplay:
         metrics = self._metrics
         console = self._live.console if self._live is not None else None
         width, height = (console.width, console.height) if console is not None else (80, 24)
-        head = Table.grid(expand=True, padding=(0, 2))
-        head.add_column(no_wrap=True)
-        head.add_column(ratio=1)
-        head.add_column(no_wrap=True, justify="right")
-        steps = number(metrics.get("env_steps"))
+        head = progress_table()
+        steps, updates = self._position
         head.add_row(
             Text("training", style="bold"),
             ProgressBar(total=1.0, completed=self._fraction()),
@@ -265,9 +148,15 @@ class ProgressDisplay:
                 f"{count(steps or 0)} / {count(self.total_steps)} steps"
             ),
         )
+        if self._evaluation is not None:
+            add_evaluation(head, self._evaluation)
         timing = f"{duration(self._elapsed())} elapsed, {duration(self._time_left())} left"
         if not metrics:
-            return Group(head, Text(f"{timing}   first figures come with the first log interval"))
+            return Group(
+                head,
+                Text(f"{timing}   {count(updates or 0)} updates"),
+                Text("first figures come with the first log interval"),
+            )
         body = Table.grid(padding=(0, 2))
         body.add_column(style="dim", no_wrap=True, min_width=8)
         body.add_column(no_wrap=True, overflow="ellipsis", max_width=max(10, width - 56))
@@ -282,7 +171,7 @@ class ProgressDisplay:
         facts.add_row(
             "speed",
             _facts(metrics, ("env_steps_per_s", "steps/s"), ("updates_per_s", "updates/s"))
-            + f"   {count(number(metrics.get('updates')))} updates"
+            + f"   {count(updates)} updates"
             + f"   {count(number(metrics.get('episodes')))} episodes",
         )
         facts.add_row(
@@ -347,10 +236,3 @@ def _figure(metrics: Mapping[str, Any], key: str) -> str:
 
 def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    try:
-        return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
-    except (AttributeError, ValueError, OSError):
-        return False

@@ -15,6 +15,13 @@ class Callback:
     def on_episode(self, result: EpisodeResult) -> None:
         """A training episode ended."""
 
+    def on_progress(self, env_steps: int, updates: int) -> None:
+        """The run stands there: told after every step in all environments, and every update."""
+
+    def on_evaluation(self, kind: str, done: int, episodes: int) -> None:
+        """`done` of the `episodes` of an evaluation ended: of the "policy", of "random" actions or
+        of the "expert". First told with 0."""
+
     def on_log(self, metrics: Mapping[str, Any]) -> None:
         """A line was written to metrics.jsonl; `metrics` is that line."""
 
@@ -22,4 +29,5 @@ class Callback:
         """A checkpoint was written."""
 
     def on_interrupt(self) -> None:
-        """Ctrl-C was pressed; the run will be saved after the step under way."""
+        """Ctrl-C was pressed, or SIGTERM or SIGHUP came: the run will be saved after the step under
+        way."""

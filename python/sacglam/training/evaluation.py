@@ -59,9 +59,11 @@ def evaluate(
     episodes: int,
     seed: int,
     reset_options: Mapping[str, Any] | None = None,
-    on_episode: Callable[[EpisodeResult], None] | None = None,
+    on_progress: Callable[[int], None] = lambda ended: None,
 ) -> dict[str, Any]:
     """Success per goal family over exactly `episodes` episodes with seeds of their own stream.
+
+    `on_progress` is told how many of them ended, first 0.
 
     Returns:
         {"episodes", "success": {family: rate}, "success_mean", "count": {family: episodes},
@@ -71,6 +73,7 @@ def evaluate(
     results: list[EpisodeResult | None] = [None] * episodes
     waiting = iter(range(episodes))
     active: dict[int, Episode] = {}
+    ended = 0
 
     def begin(i: int) -> None:
         number = next(waiting, None)
@@ -80,6 +83,7 @@ def evaluate(
             episode.begin(*envs.reset(i, seed=episode.seed, options=options))
             active[i] = episode
 
+    on_progress(ended)
     for i in range(min(envs.num_envs, episodes)):
         begin(i)
     while active:
@@ -90,10 +94,9 @@ def evaluate(
             episode = active[i]
             episode.advance(actions[i], step)
             if step.terminated or step.truncated:
-                result = episode.result(step.terminated)
-                results[episode.number] = result
-                if on_episode is not None:
-                    on_episode(result)
+                results[episode.number] = episode.result(step.terminated)
+                ended += 1
+                on_progress(ended)
                 begin(i)
     return summarise([r for r in results if r is not None])
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..config import TrainConfig
 from ..errors import RunFolderError
 from ..report.curve import plot_runs
+from ..report.evaluating import EvaluationDisplay
 from ..report.progress import ProgressDisplay
 from ..report.tables import result_table
 from . import evaluation, setup
@@ -40,12 +41,26 @@ def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
         print(f"sacglam: warning: {message}", file=sys.stderr)
 
 
+class _ShowEvaluation(Callback):
+    def __init__(self, display: EvaluationDisplay) -> None:
+        self._display = display
+
+    def on_evaluation(self, kind: str, done: int, episodes: int) -> None:
+        self._display.evaluating(kind, done, episodes)
+
+
 class _Show(Callback):
     def __init__(self, display: ProgressDisplay) -> None:
         self._display = display
 
     def on_log(self, metrics: Mapping[str, Any]) -> None:
         self._display.update(metrics)
+
+    def on_progress(self, env_steps: int, updates: int) -> None:
+        self._display.progress(env_steps, updates)
+
+    def on_evaluation(self, kind: str, done: int, episodes: int) -> None:
+        self._display.evaluating(kind, done, episodes)
 
     def on_interrupt(self) -> None:
         self._display.message("stopping after this step, then saving (Ctrl-C again: at once)")
@@ -90,6 +105,7 @@ def evaluate_run(
     seed: int | None = None,
     env: Any = None,
     device: str = "cpu",
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run on fresh episodes; updates eval.json.
 
@@ -101,6 +117,7 @@ def evaluate_run(
         seed: of the episodes; by default the run's seed.
         env: as for `Trainer`, if the run had a user's own environment.
         device: where the policy computes.
+        callbacks: their `on_evaluation` is told how far it is.
     """
     folder = Path(folder)
     config = load_run_config(folder)
@@ -111,9 +128,16 @@ def evaluate_run(
     wanted = split or config.env.split
     count = episodes or config.eval.episodes
 
-    def measure(chooser: evaluation.Chooser) -> dict[str, Any]:
-        options = setup.reset_options(probe, wanted)
-        return evaluation.evaluate(envs, chooser, episodes=count, seed=seed, reset_options=options)
+    options = setup.reset_options(probe, wanted)
+
+    def measure(kind: str, chooser: evaluation.Chooser) -> dict[str, Any]:
+        def tell(done: int) -> None:
+            for callback in callbacks:
+                callback.on_evaluation(kind, done, count)
+
+        return evaluation.evaluate(
+            envs, chooser, episodes=count, seed=seed, reset_options=options, on_progress=tell
+        )
 
     state = read_state(latest_checkpoint(folder))
     result = {
@@ -121,12 +145,12 @@ def evaluate_run(
         "updates": state["updates"],
         "wall_s": round(state["wall_s"], 3),
         "cpu_s": round(state["cpu_s"], 3),
-        **measure(evaluation.policy_chooser(policy, config.eval, seed)),
-        "baseline_random": measure(evaluation.random_chooser(seed)),
+        **measure("policy", evaluation.policy_chooser(policy, config.eval, seed)),
+        "baseline_random": measure("random", evaluation.random_chooser(seed)),
         "expert": None,
     }
     if setup.attribute(probe, "expert_action") is not None:
-        result["expert"] = measure(evaluation.expert_chooser(envs))
+        result["expert"] = measure("expert", evaluation.expert_chooser(envs))
     envs.close()
     name = "eval.json" if wanted == config.env.split else f"eval-{wanted}.json"
     previous = folder / name
@@ -136,6 +160,12 @@ def evaluate_run(
             result["untrained"] = untrained
     write_json(previous, result)
     return result
+
+
+def evaluate_with_progress(folder: str | Path, **options: Any) -> dict[str, Any]:
+    """`evaluate_run` with a progress display; the same arguments."""
+    with EvaluationDisplay() as display:
+        return evaluate_run(folder, callbacks=[_ShowEvaluation(display)], **options)
 
 
 def load_run_config(folder: str | Path) -> TrainConfig:

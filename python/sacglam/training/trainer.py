@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from ..config import EnvConfig, TrainConfig
 from ..errors import CheckpointError, DivergedError, RunFolderError
 from ..models.policy import Policy, load_saved_policy
-from . import checkpoint, evaluation, setup
+from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
 from .callbacks import Callback
 from .clock import Clock
@@ -34,7 +32,7 @@ class TrainResult:
         env_steps, updates, wall_s: how far it came, resumed parts included (and evaluations not).
         policy: the trained policy.
         evaluation: the content of eval.json, None if the run was interrupted.
-        interrupted: whether Ctrl-C ended it early (a checkpoint was saved).
+        interrupted: whether a signal ended it early (a checkpoint was saved).
     """
 
     out: Path
@@ -104,7 +102,7 @@ class Trainer:
         self.env_steps = 0
         self.clock = Clock()
         self._stop = False
-        self._resumed = resumed is not None
+        self._begun = resumed is not None
         if resumed is not None:
             self._restore(resumed)
 
@@ -136,7 +134,9 @@ class Trainer:
     # --- the loop -----------------------------------------------------------------------------
 
     def train(self) -> TrainResult:
-        """Run to `total_steps`, or until Ctrl-C, then save and evaluate.
+        """Run to `total_steps`, save and evaluate; Ctrl-C, SIGTERM and SIGHUP end it earlier.
+
+        Then it is saved without an evaluation, and another call goes on.
 
         Raises:
             DivergedError: a loss became NaN; a checkpoint from just before is saved.
@@ -144,49 +144,55 @@ class Trainer:
             RunFolderError: another process is training in the folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.out):
-            return self._train()
+        result = None
+        with exclusive(self.out), signals.stopping(self._request_stop):
+            try:
+                self._run()
+                if self.env_steps >= self.config.total_steps:
+                    with self.clock.paused(), suppress(_Stopped):
+                        result = self._final_evaluation()
+            finally:
+                self._stop = False
+        return TrainResult(
+            self.out, self.env_steps, self.algorithm.updates, self.clock.wall_s, self.policy,
+            result, interrupted=result is None,
+        )  # fmt: skip
 
-    def _train(self) -> TrainResult:
+    def _run(self) -> None:
+        """Up to the checkpoint at the end."""
         config = self.config
         config.save(self.out / "config.yaml")
-        if not self._resumed:
-            write_json(self.out / "baselines.json", self._baselines())
+        saved_at = self.env_steps if self._begun else -1
+        if not self._begun:
             self.algorithm.collector.start()
+            self._begun = True
+        if self.env_steps == 0 and not (self.out / "baselines.json").exists():
+            with suppress(_Stopped):  # then the loop ends at once, and saves
+                write_json(self.out / "baselines.json", self._baselines())
         writer = MetricsWriter(self.out)
         algorithm = self.algorithm
         since = (self.clock.wall_s, self.env_steps, algorithm.updates)
         self.clock.start()
-        saved_at = self.env_steps if self._resumed else -1
-        with self._interruptible():
-            try:
-                while self.env_steps < config.total_steps and not self._stop:
-                    before = self.env_steps
-                    self._iterate()
-                    evaluates = _crossed(before, self.env_steps, config.eval.interval)
-                    if evaluates or _crossed(before, self.env_steps, config.log_interval):
-                        now = (self.clock.wall_s, self.env_steps, algorithm.updates)
-                        wall_s, steps, updates = (n - s for n, s in zip(now, since, strict=True))
-                        self._log(writer, (steps / wall_s, updates / wall_s), evaluates)
-                        since = now
-                    if _crossed(before, self.env_steps, config.checkpoint_interval):
-                        self.save()
-                        saved_at = self.env_steps
-            except DivergedError as error:
-                folder = self.save()
-                raise DivergedError(f"{error}. The run was saved in {folder}") from error
-            finally:
-                writer.close()
-            if saved_at != self.env_steps:
-                self.save()
-        result = None
-        with self.clock.paused():
-            if self.env_steps >= config.total_steps:
-                result = self._final_evaluation()
-        return TrainResult(
-            self.out, self.env_steps, algorithm.updates, self.clock.wall_s, self.policy, result,
-            interrupted=result is None,
-        )  # fmt: skip
+        try:
+            while self.env_steps < config.total_steps and not self._stop:
+                before = self.env_steps
+                self._iterate()
+                evaluates = _crossed(before, self.env_steps, config.eval.interval)
+                if evaluates or _crossed(before, self.env_steps, config.log_interval):
+                    now = (self.clock.wall_s, self.env_steps, algorithm.updates)
+                    wall_s, steps, updates = (n - s for n, s in zip(now, since, strict=True))
+                    self._log(writer, (steps / wall_s, updates / wall_s), evaluates)
+                    since = now
+                if _crossed(before, self.env_steps, config.checkpoint_interval):
+                    self.save()
+                    saved_at = self.env_steps
+        except DivergedError as error:
+            folder = self.save()
+            raise DivergedError(f"{error}. The run was saved in {folder}") from error
+        finally:
+            writer.close()
+        if saved_at != self.env_steps:
+            self.save()
 
     def _iterate(self) -> None:
         """One step in every environment, and the updates that are due."""
@@ -195,8 +201,10 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_episode(result)
         self.env_steps += self.config.env.num_envs
+        self._tell_progress()
         for metrics in self.algorithm.learn(self.env_steps):
             self.meter.update(metrics)
+            self._tell_progress()
 
     def _log(self, writer: MetricsWriter, rates: tuple[float, float], evaluates: bool) -> None:
         """One line of metrics, with an evaluation or without; `rates` are environment steps and
@@ -210,7 +218,7 @@ class Trainer:
             "updates_per_s": round(rates[1], 3),
         }
         if evaluates:
-            with self.clock.paused():
+            with self.clock.paused(), suppress(_Stopped):  # then this line has no evaluation
                 metrics["eval"] = self.evaluate(self.config.eval.interval_episodes)
         writer.write(metrics)
         for callback in self.callbacks:
@@ -226,12 +234,20 @@ class Trainer:
             "random": lambda: evaluation.random_chooser(seed),
             "expert": lambda: evaluation.expert_chooser(self._eval_envs),
         }
+
+        def on_progress(ended: int) -> None:
+            for callback in self.callbacks:
+                callback.on_evaluation(kind, ended, episodes)
+            if self._stop:
+                raise _Stopped
+
         return evaluation.evaluate(
             self._eval_envs,
             choosers[kind](),
             episodes=episodes,
             seed=seed,
             reset_options=self._reset_options,
+            on_progress=on_progress,
         )
 
     def _baselines(self) -> dict[str, Any]:
@@ -298,25 +314,18 @@ class Trainer:
         observation, info = env.reset(seed=0, options=self._reset_options or None)
         self.policy.codec.check(info["goal"], observation, info["possible_actions"])
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C once ends the loop after the step under way; twice ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.getsignal(signal.SIGINT)
+    def _request_stop(self) -> None:
+        self._stop = True
+        for callback in self.callbacks:
+            callback.on_interrupt()
 
-        def stop(*_: Any) -> None:
-            self._stop = True
-            signal.signal(signal.SIGINT, previous)
-            for callback in self.callbacks:
-                callback.on_interrupt()
+    def _tell_progress(self) -> None:
+        for callback in self.callbacks:
+            callback.on_progress(self.env_steps, self.algorithm.updates)
 
-        signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+
+class _Stopped(Exception):
+    """An evaluation was left, since the run is to stop."""
 
 
 def refuse_used_folder(out: Path) -> None:
