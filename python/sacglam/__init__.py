@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .models.policy import Policy as Policy
     from .replay import ReplayBuffer as ReplayBuffer
     from .training.callbacks import Callback as Callback
+    from .training.check import TrainingCheck as TrainingCheck
+    from .training.check import check_training as check_training
     from .training.policies import load_policy as load_policy
     from .training.trainer import Trainer as Trainer
     from .training.trainer import TrainResult as TrainResult
@@ -37,7 +39,9 @@ _WHERE = {
     "TrainConfig": "config",
     "TrainResult": "training.trainer",
     "Trainer": "training.trainer",
+    "TrainingCheck": "training.check",
     "check_env": "envs",
+    "check_training": "training.check",
     "list_envs": "envs",
     "load_policy": "training.policies",
     "make_env": "envs",

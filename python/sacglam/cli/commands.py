@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+
 
 def train(arguments: argparse.Namespace) -> int:
-    from ..config import TrainConfig, read_yaml
     from ..training.runner import quiet_libraries, run_with_progress
     from ..training.trainer import Trainer
     from .flags import overrides_from
@@ -26,19 +30,41 @@ def train(arguments: argparse.Namespace) -> int:
             )
         return run_with_progress(lambda c: Trainer.resume(
             arguments.resume, total_steps=total, callbacks=c))  # fmt: skip
+    config = _configuration(arguments, overrides)
+    return run_with_progress(lambda c: Trainer(config, callbacks=c))
+
+
+def check(arguments: argparse.Namespace) -> int:
+    from ..training.check import check_training
+    from ..training.runner import quiet_libraries
+    from .checking import check_lines
+    from .flags import overrides_from
+
+    quiet_libraries()
+    found = check_training(
+        _configuration(arguments, overrides_from(arguments)),
+        tell=lambda stage: print(f"{stage} ...", file=sys.stderr),
+    )
+    print("\n".join(check_lines(found)))
+    return 0 if found.agreement is None or found.agreement.holds else 1
+
+
+def _configuration(arguments: argparse.Namespace, overrides: dict[str, Any]) -> TrainConfig:
+    """Flags before the file, the file before the preset."""
+    from ..config import TrainConfig, read_yaml
+
     config = TrainConfig.preset(arguments.preset) if arguments.preset else TrainConfig()
     if arguments.config:
         config = config.merged(read_yaml(arguments.config))
-    config = config.with_overrides(overrides)
-    return run_with_progress(lambda c: Trainer(config, callbacks=c))
+    return config.with_overrides(overrides)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     from ..report.tables import result_table
-    from ..training.runner import evaluate_run, quiet_libraries
+    from ..training.runner import evaluate_with_progress, quiet_libraries
 
     quiet_libraries()
-    result = evaluate_run(
+    result = evaluate_with_progress(
         arguments.dir, episodes=arguments.episodes, split=arguments.split, seed=arguments.seed
     )
     print(result_table({Path(arguments.dir).name: result}))

@@ -1,4 +1,4 @@
-"""sacglam train | eval | play | plot | bench | demo | doctor"""
+"""sacglam train | check | eval | play | plot | bench | demo | doctor"""
 
 from __future__ import annotations
 
@@ -20,16 +20,26 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train an agent", allow_abbrev=False)
-    train.add_argument("--config", metavar="FILE", help="YAML with any of the fields below")
-    train.add_argument(
-        "--preset", metavar="NAME", help="settings by name: paper, magellan, glam, babyai"
-    )
     train.add_argument("--resume", metavar="DIR", help="continue the run in DIR")
     train.set_defaults(run="train")
-    if len(sys.argv) < 2 or sys.argv[1] == "train" or "pytest" in sys.modules:
-        from .flags import add_config_flags
 
-        add_config_flags(train)
+    check = commands.add_parser(
+        "check",
+        help="before training: are the scores right, how long will it take",
+        description="Takes what `train` takes, and trains nothing.",
+        allow_abbrev=False,
+    )
+    check.set_defaults(run="check")
+
+    for command in (train, check):
+        command.add_argument("--config", metavar="FILE", help="YAML with any of the fields below")
+        command.add_argument(
+            "--preset", metavar="NAME", help="settings by name: paper, magellan, glam, babyai"
+        )
+        if len(sys.argv) < 2 or sys.argv[1] in ("train", "check") or "pytest" in sys.modules:
+            from .flags import add_config_flags
+
+            add_config_flags(command)
 
     evaluate = commands.add_parser("eval", help="evaluate a run on fresh episodes")
     evaluate.add_argument("dir", metavar="DIR")

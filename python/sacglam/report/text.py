@@ -95,6 +95,19 @@ def duration_words(seconds: float | None) -> str:
     return f"{minutes} min {secs} s" if minutes else f"{secs} s"
 
 
+def roughly(seconds: float | None) -> str:
+    """`duration_words` of an estimate: 1103 -> "18 min", 190000 -> "2 d 5 h"."""
+    if seconds is None or seconds < 600:
+        return duration_words(seconds)
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def size(n_bytes: float | None) -> str:
     """12582912 -> "12.6 MB" (decimal units)."""
     if n_bytes is None:

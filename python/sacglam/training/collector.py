@@ -41,7 +41,7 @@ class Collector:
 
     def step(self) -> list[EpisodeResult]:
         """One step in every environment; returns the episodes that it finished."""
-        return self._apply(dict(enumerate(self._choose())))
+        return self.apply(dict(enumerate(self._choose())))
 
     def _choose(self) -> list[int]:
         """Index of the action to take in each environment."""
@@ -63,7 +63,13 @@ class Collector:
         self._started(episode)
         return episode
 
-    def _apply(self, chosen: Mapping[int, int]) -> list[EpisodeResult]:
+    @property
+    def episodes(self) -> Sequence[Episode]:
+        """The episodes under way, one an environment."""
+        return self._episodes
+
+    def apply(self, chosen: Mapping[int, int]) -> list[EpisodeResult]:
+        """Take action number `chosen[i]` in each environment i; returns the episodes that ended."""
         actions = {i: self._episodes[i].actions[k] for i, k in chosen.items()}
         finished = []
         steps = self.envs.step(actions)
@@ -98,7 +104,7 @@ class Collector:
             for action in saved["actions"]:
                 known = self._episodes[i].actions
                 number = self._episodes[i].number
-                if action not in known or self._apply({i: known.index(action)}):
+                if action not in known or self.apply({i: known.index(action)}):
                     warnings.warn(
                         f"environment {i} is not deterministic: episode {number} could not be "
                         "replayed on resuming, a new one begins",

@@ -1,0 +1,67 @@
+"""What `sacglam check` prints."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from ..report.text import compact, count, roughly, seconds, size
+
+if TYPE_CHECKING:
+    from ..training.check import Agreement, TrainingCheck
+
+
+def check_lines(found: TrainingCheck) -> list[str]:
+    """A paragraph a subject, wrapped."""
+    config = found.config
+    batch = config.ppo.minibatch if config.algo == "ppo" else config.optim.batch_size
+    rows = [
+        (
+            "environment",
+            f"{config.env.id} keeps the protocol; "
+            f"prompts of {found.prompt_tokens[0]} tokens (at most {found.prompt_tokens[1]}), "
+            f"{found.actions[0]} actions (at most {found.actions[1]}) "
+            f"of {found.action_tokens[0]} tokens (at most {found.action_tokens[1]})",
+        ),
+        (
+            "model",
+            f"{config.model.id}, {config.model.dtype}: {_short(found.parameters)} parameters; "
+            f"trained: {_short(found.trained)}, critic's heads included",
+        ),
+        ("tokenizer", found.tokenizer_warning or "segments give the ids of the whole prompt"),
+        ("scores", _agreement(found.agreement)),
+        (
+            "speed",
+            f"{seconds(found.step_s)} a step of {config.env.num_envs} environments, "
+            f"{seconds(found.update_s)} an update of {batch} transitions, on {config.device}; "
+            f"{size(found.memory_bytes)} of memory",
+        ),
+        (
+            "the run",
+            f"{count(config.total_steps)} steps, {count(found.updates)} updates: about "
+            f"{roughly(found.training_s)}, and {roughly(found.evaluation_s)} of evaluations",
+        ),
+    ]
+    return [
+        textwrap.fill(f"{name:12}{text}", width=100, subsequent_indent=" " * 12)
+        for name, text in rows
+    ]
+
+
+def _agreement(found: Agreement | None) -> str:
+    if found is None:
+        return "not compared: no memory for a second copy of the model"
+    verdict = "those of the stock model" if found.holds else "NOT those of the stock model"
+    return (
+        f"{verdict}: {found.candidates} actions of {found.prompts} prompts differ by at most "
+        f"{compact(found.score_error)} in score, {compact(found.pi_error)} in probability; "
+        f"one pass took {seconds(found.pass_s)}, one action at a time {seconds(found.stock_s)}"
+    )
+
+
+def _short(number: int) -> str:
+    """12 345 678 -> 12.3 M"""
+    for unit, name in ((1_000_000_000, " G"), (1_000_000, " M"), (1_000, " k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return str(number)

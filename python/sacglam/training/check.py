@@ -1,0 +1,330 @@
+"""Before a long run: do environment, tokenizer and scores hold, and how long will it take?"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import TrainConfig
+from ..envs import check_env
+from ..models.loading import load_language_model
+from ..models.policy import Policy
+from ..models.scoring import Scores
+from ..models.stock import Ids, stock_scores
+from ..models.tiny import TINY
+from ..text.codec import TokenisationWarning
+from . import setup
+from .trainer import Trainer
+
+_STATES = 64  # in which prompts and actions are measured
+_PAIRS = 48  # prompts with candidates that the stock model scores, at least one prompt's
+_TIMED = 3  # times that a step and an update are measured
+_PATIENCE = 30.0  # seconds after which what was measured once is not measured again
+_FILLED = 4096  # steps of random actions, at most, until a batch is in the replay buffer
+
+# A prompt's ids, and the actions that its state admits.
+State = tuple[Ids, list[str]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Scores in one pass beside the stock model's, one candidate at a time.
+
+    Attributes:
+        prompts, candidates: how many were compared.
+        score_error: largest difference of a candidate's score.
+        pi_error: largest difference of a candidate's probability.
+        holds: whether both are what rounding explains in the model's dtype.
+        pass_s, stock_s: seconds that each took.
+    """
+
+    prompts: int
+    candidates: int
+    score_error: float
+    pi_error: float
+    holds: bool
+    pass_s: float
+    stock_s: float
+
+
+@dataclass(frozen=True)
+class TrainingCheck:
+    """What `check_training` found.
+
+    Attributes:
+        config: the run's, every default resolved.
+        prompt_tokens, actions, action_tokens: (median, most): of a prompt, of the admissible
+            actions of a state, of an action.
+        tokenizer_warning: where segments do not tokenise as the whole prompt does; else "".
+        parameters, trained: how many the policy has, and how many of them are trained.
+        agreement: None if there was no memory for a second copy of the model.
+        step_s: seconds of a step in all environments.
+        update_s: seconds of a gradient update.
+        updates: that the run will make.
+        memory_bytes: the most that was in use: on the GPU, or by the process.
+        training_s, evaluation_s: estimates for the whole run.
+    """
+
+    config: TrainConfig
+    prompt_tokens: tuple[int, int]
+    actions: tuple[int, int]
+    action_tokens: tuple[int, int]
+    tokenizer_warning: str
+    parameters: int
+    trained: int
+    agreement: Agreement | None
+    step_s: float
+    update_s: float
+    updates: int
+    memory_bytes: int
+    training_s: float
+    evaluation_s: float
+
+
+def check_training(
+    config: TrainConfig,
+    *,
+    env: Any = None,
+    model: tuple[Any, Any] | None = None,
+    tell: Callable[[str], None] = lambda stage: None,
+) -> TrainingCheck:
+    """Try what a run would do, in a folder that is deleted; `config.out` is not touched.
+
+    The environment is held against the protocol, scores against the stock model's, and steps and
+    updates of the run's size are timed. The stock model is a second copy in memory.
+
+    Args:
+        config, env, model: as for `Trainer`.
+        tell: called with what is done next, in words.
+
+    Raises:
+        EnvironmentProtocolError: the environment breaks the protocol.
+        ConfigError, UnknownEnvironmentError, UnknownModelError, UnsupportedModelError: see there.
+    """
+    if env is not None and config.env.id == TrainConfig().env.id:
+        config = config.with_overrides({"env.id": setup.name_of(env)})
+    tell("playing the environment")
+    check_env(setup.env_factory(config, env)())
+    stock = None if model is None else copy.deepcopy(model[0])
+    with tempfile.TemporaryDirectory() as folder:
+        tell("loading the model")
+        with _tokenisation_warnings() as said:
+            trainer = Trainer(_shortened(config, Path(folder) / "run"), env=env, model=model)
+        tried, policy, collector = trainer.config, trainer.policy, trainer.algorithm.collector
+        collector.start()
+        seen = _look_around(trainer)
+        length = trainer.evaluate(tried.env.num_envs, "random")["length_mean"]
+        compared = _some(seen)
+        ours, pass_s = _pass(policy, compared)  # before updates change it
+        tell("timing steps")
+        step_s = _seconds(_calls(collector.step), tried.device)
+        resolved = replace(config, **{name: getattr(tried, name) for name in _RESOLVED})
+        updates = _count_updates(resolved)
+        tell("timing updates")
+        update_s = _seconds(_updates(trainer), tried.device) if updates else 0.0
+        memory_bytes = _memory(tried.device)
+        tell("scoring with the stock model, one action at a time")
+        agreement = _agreement(policy, tried, stock, compared, ours, pass_s)
+    steps = resolved.total_steps / resolved.env.num_envs
+    action = policy.codec.action
+    return TrainingCheck(
+        config=resolved,
+        prompt_tokens=_middle(len(ids) for ids, _ in seen),
+        actions=_middle(len(actions) for _, actions in seen),
+        action_tokens=_middle(len(action(a)) for _, actions in seen for a in actions),
+        tokenizer_warning=said[0] if said else "",
+        parameters=sum(p.numel() for p in policy.model.parameters()),
+        trained=sum(p.numel() for p in policy.trainable_parameters().values()),
+        agreement=agreement,
+        step_s=step_s,
+        update_s=update_s,
+        updates=updates,
+        memory_bytes=memory_bytes,
+        training_s=steps * step_s + updates * update_s,
+        evaluation_s=_evaluated(resolved) * length / resolved.env.num_envs * step_s,
+    )
+
+
+# Sections of the configuration that the trainer resolves.
+_RESOLVED = ("env", "prompt", "lora", "optim", "policy", "device")
+
+
+def _shortened(config: TrainConfig, out: Path) -> TrainConfig:
+    """The same sizes, with an update as soon as there is a batch."""
+    changed: dict[str, Any] = {"out": str(out), "critic_warmup": 0}
+    if config.algo == "ppo":
+        enough = -(-config.ppo.minibatch // config.env.num_envs)
+        changed |= {"ppo.rollout": min(enough, config.ppo.rollout), "ppo.target_kl": None}
+    return config.with_overrides(changed)
+
+
+@contextmanager
+def _tokenisation_warnings() -> Iterator[list[str]]:
+    """Collects them, and lets all others pass."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TokenisationWarning)
+        yield said
+    for w in caught:
+        if issubclass(w.category, TokenisationWarning):
+            said.append(str(w.message))
+        else:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+
+
+def _look_around(trainer: Trainer) -> list[State]:
+    """States of random play; afterwards the replay buffer, if there is one, holds a batch."""
+    rng = np.random.default_rng(trainer.config.seed)
+    collector, codec = trainer.algorithm.collector, trainer.policy.codec
+    buffer = getattr(trainer.algorithm, "buffer", None)
+    wanted = trainer.config.optim.batch_size
+    seen: list[State] = []
+    steps = 0
+    while len(seen) < _STATES or (buffer is not None and len(buffer) < wanted and steps < _FILLED):
+        episodes = collector.episodes
+        if len(seen) < _STATES:
+            ids = codec.prompts((e.aim, e.observation, e.history, e.actions) for e in episodes)
+            seen += zip(ids, [e.actions for e in episodes], strict=True)
+        if buffer is None:  # a rollout keeps what the policy thought of its actions
+            collector.step()
+        else:
+            collector.apply({i: int(rng.integers(len(e.actions))) for i, e in enumerate(episodes)})
+        steps += len(episodes)
+    return seen
+
+
+def _some(seen: list[State]) -> list[State]:
+    """A few of all those that were seen."""
+    chosen: list[State] = []
+    for k in np.random.default_rng(0).permutation(len(seen)).tolist():
+        if not chosen or sum(len(actions) for _, actions in [*chosen, seen[k]]) <= _PAIRS:
+            chosen.append(seen[k])
+    return chosen
+
+
+def _calls(call: Callable[[], Any]) -> Iterator[Any]:
+    while True:
+        yield call()
+
+
+def _updates(trainer: Trainer) -> Iterator[Any]:
+    """Updates of the run's algorithm, without end; what PPO must act for is made between them."""
+    due = trainer.config.total_steps if trainer.config.algo == "ppo" else 1 << 40
+    while True:
+        yield from trainer.algorithm.learn(due)
+        trainer.algorithm.collector.step()
+
+
+def _seconds(work: Iterator[Any], device: str) -> float:
+    """Median time of an item of `work`, the first not counted unless one takes long."""
+    unmeasured = 8 if device.startswith("cuda") else 1  # recordings of CUDA graphs are made there
+    begin = time.perf_counter()
+    times: list[float] = []
+    since = begin
+    for _ in islice(work, unmeasured + _TIMED):
+        now = time.perf_counter()
+        times.append(now - since)
+        since = now
+        if now - begin > _PATIENCE:
+            break
+    return statistics.median(times[unmeasured:] or times[-1:])
+
+
+def _memory(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@torch.no_grad()
+def _pass(policy: Policy, states: list[State]) -> tuple[Scores, float]:
+    """Scores of all candidates in one pass, and its seconds."""
+    ids = np.concatenate([ids for ids, _ in states])
+    offsets = np.cumsum([0, *(len(ids) for ids, _ in states)], dtype=np.int64)
+    sets = [policy.candidate_set(actions) for _, actions in states]
+    for _ in range(2):  # what is made once is made in the first
+        begin = time.perf_counter()
+        scores = policy.forward(policy.pack(ids, offsets, sets, leaves=False), with_q=False).cpu()
+        seconds = time.perf_counter() - begin
+    return scores, seconds
+
+
+def _agreement(
+    policy: Policy,
+    config: TrainConfig,
+    stock: Any,
+    states: list[State],
+    ours: Scores,
+    pass_s: float,
+) -> Agreement | None:
+    action = policy.codec.action
+    try:
+        model = _stock_model(policy, config) if stock is None else stock.to(policy.device).eval()
+        begin = time.perf_counter()
+        theirs = [
+            stock_scores(model, ids, [action(a) for a in actions], policy.options)
+            for ids, actions in states
+        ]
+        stock_s = time.perf_counter() - begin
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    score_error = pi_error = relative = 0.0
+    for b, stock_score in enumerate(theirs):
+        count, expected = len(stock_score), stock_score.double()
+        difference = (ours.log_prob[b, :count].double() - expected).abs()
+        pi = (expected / policy.options.temperature).softmax(-1)
+        score_error = max(score_error, difference.max().item())
+        relative = max(relative, (difference / expected.abs().clamp_min(1.0)).max().item())
+        pi_error = max(pi_error, (ours.pi[b, :count].double() - pi).abs().max().item())
+    narrow = policy.dtype.itemsize == 2
+    holds = relative < (0.05 if narrow else 1e-4) and pi_error < (0.1 if narrow else 1e-3)
+    candidates = sum(len(actions) for _, actions in states)
+    return Agreement(len(states), candidates, score_error, pi_error, holds, pass_s, stock_s)
+
+
+def _stock_model(policy: Policy, config: TrainConfig) -> Any:
+    name: str | Path = config.model.id
+    if name in TINY:
+        name = (Path(config.out) / "model").resolve()
+    model, _ = load_language_model(
+        name,
+        dtype=config.model.dtype,
+        device=policy.device,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return model
+
+
+def _count_updates(config: TrainConfig) -> int:
+    if config.algo == "ppo":
+        steps = config.ppo.rollout * config.env.num_envs
+        per_epoch = -(-steps // config.ppo.minibatch)
+        return config.total_steps // steps * config.ppo.epochs * per_epoch
+    return max(0, int((config.total_steps - config.learning_starts) / config.steps_per_update))
+
+
+def _evaluated(config: TrainConfig) -> int:
+    """Episodes that a run's evaluations play by the policy."""
+    between = config.total_steps // config.eval.interval if config.eval.interval else 0
+    return 2 * config.eval.episodes + between * config.eval.interval_episodes
+
+
+def _middle(values: Any) -> tuple[int, int]:
+    """(median, most)"""
+    found = sorted(values)
+    return found[len(found) // 2], found[-1]

@@ -1,0 +1,161 @@
+"""`check_training`: what it finds is true, and it finds what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sacglam import TrainConfig, Trainer, check_training, make_env
+from sacglam.cli.main import main
+from sacglam.errors import EnvironmentProtocolError
+from sacglam.models.loading import load_language_model
+from sacglam.training import check, setup
+
+CASES: dict[str, dict[str, Any]] = {
+    "sac": {},
+    "reencode": {"model.id": "tiny-t5", "critic.kind": "reencode"},
+    "ppo": {"algo": "ppo", "ppo.rollout": 25, "ppo.minibatch": 16, "ppo.epochs": 3},
+    "bfloat16": {"model.dtype": "bfloat16"},
+    "raw logits": {"model.id": "tiny-t5", "policy.score": "raw_logit", "policy.reduce": "mean"},
+    "history": {"prompt.history": 2, "prompt.list_actions": True, "env.id": "playground/zoo"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_it_promises_is_what_a_run_does(quick_config: Any, case: str):
+    config = quick_config(**CASES[case])
+    stages: list[str] = []
+    found = check_training(config, tell=stages.append)
+    assert not Path(config.out).exists()
+    assert len(stages) == 5
+    assert found.agreement is not None
+    assert found.agreement.holds
+    assert found.agreement.prompts > 1
+    assert found.agreement.score_error < (0.3 if case == "bfloat16" else 1e-4)
+    assert found.agreement.pi_error < (0.05 if case == "bfloat16" else 1e-5)
+    result = Trainer(config).train()
+    assert found.updates == result.updates
+    assert found.config == Trainer.resume(config.out).config
+    assert found.trained == sum(p.numel() for p in result.policy.trainable_parameters().values())
+    assert found.step_s > 0
+    assert found.update_s > 0
+    assert found.memory_bytes > 1e7
+
+
+def test_prompts_and_actions_are_those_of_the_environment(quick_config: Any):
+    found = check_training(quick_config())
+    env = make_env("playground/small")
+    sizes = set()
+    for seed in range(30):
+        _, info = env.reset(seed=seed)
+        sizes.add(len(info["possible_actions"]))
+    assert found.actions[0] in sizes
+    assert found.actions[0] <= found.actions[1]
+    assert found.prompt_tokens[0] <= found.prompt_tokens[1]
+    assert 1 <= found.action_tokens[0] <= found.action_tokens[1] <= 5
+
+
+def test_scores_that_are_not_the_models_are_found(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    wrap = setup.wrap_model
+
+    def spoilt(config: TrainConfig, model: Any, *rest: Any) -> Any:
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight *= 1.5
+        return wrap(config, model, *rest)
+
+    monkeypatch.setattr(setup, "wrap_model", spoilt)
+    found = check_training(quick_config()).agreement
+    assert found is not None
+    assert not found.holds
+    sizes = "--env.num-envs 4 --optim.batch-size 8 --model.hidden-size 32".split()
+    assert main(["check", *sizes]) == 1
+    assert "NOT those of the stock model" in capsys.readouterr().out
+
+
+def test_objects_of_a_user(quick_config: Any):
+    Trainer(quick_config("made", total_steps=4))
+    folder = Path(quick_config("made").out) / "model"
+    model, tokenizer = load_language_model(folder)
+    weights = {name: w.clone() for name, w in model.state_dict().items()}
+    config = quick_config(**{"lora.r": 0})
+    found = check_training(
+        config, env=lambda: make_env("playground/small"), model=(model, tokenizer)
+    )
+    assert found.agreement is not None
+    assert found.agreement.holds
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    # The updates that were timed were made on the user's object as a run's are.
+    assert any((w != weights[name]).any() for name, w in model.state_dict().items())
+
+
+def test_an_environment_that_breaks_the_protocol_is_named(quick_config: Any):
+    class Broken:
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return "a room", {"goal": "x", "possible_actions": [], "achieved_goals": []}
+
+        def step(self, action: str) -> Any:
+            raise NotImplementedError
+
+    with pytest.raises(EnvironmentProtocolError):
+        check_training(quick_config(), env=Broken)
+
+
+def test_no_memory_for_the_stock_model(quick_config: Any, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(check, "_stock_model", full)
+    assert check_training(quick_config()).agreement is None
+
+
+@pytest.mark.parametrize(
+    ("durations", "expected", "made"),
+    [
+        ([9.0, 1.0, 3.0, 2.0, 7.0], 2.0, 4),  # the first is not counted
+        ([40.0, 1.0], 40.0, 1),  # once is enough
+        ([20.0, 12.0, 1.0], 12.0, 2),
+    ],
+)
+def test_what_takes_long_is_measured_less_often(
+    monkeypatch: pytest.MonkeyPatch, durations: list[float], expected: float, made: int
+):
+    now, count = [0.0], itertools.count(1)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def work() -> Any:
+        for duration in durations:
+            now[0] += duration
+            yield next(count)
+
+    assert check._seconds(work(), "cpu") == expected
+    assert next(count) == made + 1
+
+
+def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]):
+    sizes = "--env.num-envs 4 --optim.batch-size 8 --model.hidden-size 32".split()
+    assert main(["check", "--total-steps", "30000", *sizes]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("environment playground/small keeps the protocol; prompts of ")
+    for part in (
+        "tiny-llama, float32: ", "segments give the ids of the whole prompt",
+        "scores      those of the stock model: ", "a step of 4 environments",
+        "an update of 8 transitions, on cpu", "the run     30 000 steps, 7 375 updates: about ",
+    ):  # fmt: skip
+        assert part in text, text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_command_takes_what_train_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("total_steps: 3000\n")
+    common = ["--config", str(file), "--preset", "glam", "--lora.r", "0"]
+    assert main(["check", *common, "--env.num-envs", "4", "--model.hidden-size", "32"]) == 0
+    assert "the run     3 000 steps, " in capsys.readouterr().out
+    assert main(["check", "--model", str(tmp_path)]) == 2
+    assert "UnknownModelError" in capsys.readouterr().err
