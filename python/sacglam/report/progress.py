@@ -59,6 +59,7 @@ class ProgressDisplay(Display):
         self._pace.row(metrics, now)
         self._logged = self._stepped = now
         self._position = (number(metrics.get("env_steps")), number(metrics.get("updates")))
+        self._evaluation = None  # one that was left has no end of its own
         success = rates(metrics.get("success"))
         self._history = {
             **self._history,
