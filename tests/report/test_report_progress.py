@@ -136,6 +136,15 @@ def test_the_live_display_moves_between_log_intervals() -> None:
     assert "evaluating" not in last
 
 
+def test_an_evaluation_that_was_left_is_not_shown_any_more(metrics_row: Row) -> None:
+    stream = Terminal()
+    with ProgressDisplay(12000, stream=stream, interactive=True) as display:
+        display.evaluating("policy", 1, 8)
+        display.update(metrics_row(6000))
+    text = plain(stream.getvalue())
+    assert "evaluating" not in text[text.rindex("training") :]
+
+
 def test_an_evaluation_alone_leaves_nothing_on_the_terminal() -> None:
     stream = Terminal()
     with EvaluationDisplay(stream=stream, interactive=True) as display:
