@@ -214,7 +214,9 @@ def _ppo_updates(algorithm: Any) -> Callable[[], object]:
     def minibatches() -> Iterator[Any]:
         rng = np.random.default_rng(0)
         while True:
-            yield from experience.minibatches(options.minibatch, rng, device="cpu")
+            yield from experience.minibatches(
+                options.minibatch, rng, normalise=options.normalise, device="cpu"
+            )
 
     source = minibatches()
 

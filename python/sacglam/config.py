@@ -124,6 +124,7 @@ class OptimConfig:
     weight_decay: float = 0.0  # AdamW
     grad_clip: float = 1.0  # largest gradient norm
     batch_size: int = 64  # transitions an update
+    micro_batch: int = 0  # rows of an update in one pass, for less memory; 0: all (ours)
     warmup_updates: int = 100  # linear warm-up of the learning rate
     final_lr: float = 0.1  # share of the learning rate left at the end, falling linearly (ours)
     actor_weight: float = 1.0  # factor of the actor's loss beside the critic's (shared trunk)
@@ -348,6 +349,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "optim.weight_decay": (0, 10, True),
     "optim.grad_clip": (0, float("inf"), False),
     "optim.batch_size": (1, 1 << 20, True),
+    "optim.micro_batch": (0, 1 << 20, True),
     "optim.warmup_updates": (0, 1 << 40, True),
     "optim.final_lr": (0, 1, True),
     "optim.actor_weight": (0, 1e6, False),

@@ -56,5 +56,9 @@ class DivergedError(SacglamError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the run was saved and stopped."""
 
 
+class DeviceMemoryError(SacglamError, RuntimeError):
+    """The GPU's memory ran out; the run was saved and stopped."""
+
+
 class MissingDependencyError(SacglamError, ImportError):
     """An optional package is needed for what was asked."""

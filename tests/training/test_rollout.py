@@ -94,7 +94,7 @@ def test_minibatches_hold_every_step_once_as_it_was_acted(algorithm: PpoAlgorith
     _play(collector, 7)
     taken = list(zip(collector.rollout.action, collector.rollout.log_prob, strict=True))
     experience = collector.take(0.9, 0.7)
-    batches = list(experience.minibatches(8, np.random.default_rng(0)))
+    batches = [part for [part] in experience.minibatches(8, np.random.default_rng(0))]
     assert [len(b.rows.action) for b in batches] == [7, 7, 7]
     found = []
     for batch in batches:
@@ -104,6 +104,27 @@ def test_minibatches_hold_every_step_once_as_it_was_acted(algorithm: PpoAlgorith
         torch.testing.assert_close(again, batch.rows.log_prob, rtol=1e-9, atol=1e-9)
         found += list(zip(batch.rows.action.tolist(), batch.rows.log_prob.tolist(), strict=True))
     assert sorted(found) == sorted(taken)
+
+
+def test_minibatches_in_parts_are_normalised_as_wholes(algorithm: PpoAlgorithm):
+    _play(algorithm.collector, 7)
+    experience = algorithm.collector.take(0.9, 0.7)
+    for whole, parts in zip(
+        experience.minibatches(11, np.random.default_rng(0)),
+        experience.minibatches(11, np.random.default_rng(0), most=4, normalise=True),
+        strict=True,
+    ):
+        assert len(whole) == 1
+        sizes = [part.forest.num_rows for part in parts]
+        assert max(sizes) == 4
+        assert sum(sizes) == whole[0].forest.num_rows
+        advantage = whole[0].rows.advantage
+        expected = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        found = torch.cat([part.rows.advantage for part in parts])
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        for name in ("action", "log_prob", "returns"):
+            together = torch.cat([getattr(part.rows, name) for part in parts])
+            assert torch.equal(together, getattr(whole[0].rows, name))
 
 
 def test_a_rollout_is_the_same_after_saving(algorithm: PpoAlgorithm):

@@ -41,6 +41,13 @@ CASES: dict[str, dict[str, Any]] = {
     "the online policy at s', batch of 24": {
         "sac.target_policy": False, "optim.batch_size": 24, "critic.gradient": False,
     },
+    "in parts": {"optim.micro_batch": 4},
+    "in unequal parts, the critic's adapter alone at first": {
+        "optim.micro_batch": 3, "lora.r": 4, "critic.trunk": "adapter", "critic_warmup": 30,
+    },
+    "in parts, t5, reencoding": {
+        "optim.micro_batch": 4, "model.id": "tiny-t5", "critic.kind": "reencode",
+    },
 }  # fmt: skip
 
 
@@ -110,6 +117,7 @@ PPO_CASES: dict[str, dict[str, Any]] = {
     "minibatches of two sizes, raw advantages": {
         "ppo.minibatch": 30, "ppo.normalise": False, "critic.gradient": False,
     },
+    "in parts": {"optim.micro_batch": 10},
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def critic_loss(
         per_row = error.square()
     else:
         per_row = 2.0 * F.huber_loss(
-            chosen, target.expand_as(chosen), reduction="none", delta=huber
+            chosen, target.to(chosen.dtype).expand_as(chosen), reduction="none", delta=huber
         )
     return (weight * per_row).mean(-1).sum(), error.detach().abs().mean(0)
 
@@ -73,12 +73,13 @@ def actor_loss(
     return (weight * (pi * (alpha * log_ratio - q_min)).sum(-1)).mean()
 
 
-def temperature_loss(log_alpha: Tensor, entropy: Tensor, mask: Tensor, share: float) -> Tensor:
+def temperature_loss(log_alpha: Tensor, entropy: Tensor, count: Tensor, share: float) -> Tensor:
     """Drives alpha until the entropy is `share` * log K_t, which follows the varying K_t -> scalar.
 
-    Prompts with one candidate have nothing to explore and are left out.
+    Args:
+        entropy: of each prompt's policy, float [B]; count: of its candidates, int64 [B]. Prompts
+            with one candidate have nothing to explore and are left out.
     """
-    count = mask.sum(-1)
     target = share * torch.log(count.to(entropy.dtype))
     several = (count > 1).to(entropy.dtype)
     gap = (entropy.detach() - target) * several

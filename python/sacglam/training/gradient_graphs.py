@@ -54,6 +54,8 @@ class GradientGraphs:
         compute: Callable[[Forest, Tensor], Tensor],
         forest: Forest,
         numbers: npt.NDArray[np.float64],
+        *,
+        add: bool = False,
     ) -> Tensor | None:
         """Set the gradients as `compute(forest, numbers)` does, and return its report; None where
         no graph serves, and nothing is set.
@@ -63,6 +65,7 @@ class GradientGraphs:
             compute: sets the gradients, and waits for nothing.
             forest: on the CPU; what `compute` gets has its rows, and more tokens.
             numbers: what changes from call to call beside the forest, as many for each kind.
+            add: add to the gradients that are there instead.
         """
         rows = forest.num_rows
         key = (kind, rows)
@@ -72,13 +75,19 @@ class GradientGraphs:
                 return self._computed(compute, key, forest, numbers)
 
             self._graphs[key] = self.graphs(call, len(numbers), Padding(self._leaves, rows))
+        before = [p.grad if add else None for p in self._parameters]
+        self._optimiser.zero_grad()  # a recording computes, and would add to them
         report = self._graphs[key].run(forest, numbers)
+        found: list[Tensor | None] = [None] * len(before)
         if report is not None:
-            for parameter, gradient, used in zip(
-                self._parameters, self._gradient, self._used[key], strict=True
-            ):
-                parameter.grad = gradient if used else None
-        return report
+            used = self._used[key]
+            found = [g if there else None for g, there in zip(self._gradient, used, strict=True)]
+        for parameter, old, new in zip(self._parameters, before, found, strict=True):
+            if add and new is not None:  # another part's graph writes there, too
+                parameter.grad = new.clone() if old is None else old.add_(new)
+            else:
+                parameter.grad = old if new is None else new
+        return report.clone() if add and report is not None else report
 
     def graphs(
         self, call: Callable[[Forest, Tensor], Tensor], numbers: int, padding: Padding

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..algorithms import sac
 from ..config import TrainConfig
+from ..models.forest import Forest
 from ..models.policy import Policy
 from ..models.target import TargetParameters
 from ..replay import Batch, ReplayBuffer
 from .optimiser import Optimiser, check_finite
+from .parts import row_parts, whole_statistics
 from .sac_graphs import SacGraphs, sac_graphs
 from .sac_objective import STATISTICS, Rows, SacObjective
 from .texts import ReplayTexts
@@ -63,7 +65,7 @@ class Learner:
         alpha = self.alpha
         self._graphs = sac_graphs(self.objective, self._graphs)
         self._bootstrap(batch, alpha)
-        mask, report = self._gradient(batch, alpha)
+        report = self._gradient(batch, alpha)
 
         report = report.cpu()  # the only synchronisation
         count, rows = len(STATISTICS), config.optim.batch_size
@@ -76,11 +78,12 @@ class Learner:
         self.optimiser.step(self.updates, self.updates / due)
         self.target.update(config.sac.target_rate)
         if config.sac.learn_alpha:
+            sets = self.texts.policy_sets(batch.candidates)
             self.alpha_optimizer.zero_grad(set_to_none=True)
             sac.temperature_loss(
                 self.log_alpha,
                 entropy.to(self.log_alpha),
-                mask.to(device),
+                torch.tensor([len(actions) for actions in sets], device=device),
                 config.sac.entropy_share,
             ).backward()
             self.alpha_optimizer.step()
@@ -93,40 +96,61 @@ class Learner:
         if not len(alive):
             self.objective.value.zero_()
             return
-        forest = self.policy.pack(
-            batch.next_prompt_ids,
-            batch.next_prompt_offsets,
-            self.texts.policy_sets(batch.next_candidates),
-            rows=alive,
-            device=self._packed_on,
-        )
-        if self._graphs is None or not self._graphs.bootstrap(forest, alive, alpha):
-            device = self.policy.device
-            rows = torch.from_numpy(alive).to(device)
-            self.objective.bootstrap(forest.to(device), rows, alpha)
+        self.objective.value.zero_()
+        sets = self.texts.policy_sets(batch.next_candidates)
+        for part in row_parts(len(alive), self.config.optim.micro_batch):
+            rows = alive[part]
+            forest = self.policy.pack(
+                batch.next_prompt_ids,
+                batch.next_prompt_offsets,
+                sets,
+                rows=rows,
+                device=self._packed_on,
+            )
+            if self._graphs is None or not self._graphs.bootstrap(forest, rows, alpha):
+                device = self.policy.device
+                to = torch.from_numpy(rows).to(device)
+                self.objective.bootstrap(forest.to(device), to, alpha)
 
-    def _gradient(self, batch: Batch, alpha: float) -> tuple[Tensor, Tensor]:
-        """Set the gradient; which candidates exist, bool [B, A], and the objective's report."""
-        forest = self.policy.pack(
-            batch.prompt_ids,
-            batch.prompt_offsets,
-            self.texts.policy_sets(batch.candidates),
-            taken=batch.action,
-            device=self._packed_on,
-        )
+    def _gradient(self, batch: Batch, alpha: float) -> Tensor:
+        """Set the gradient; the objective's report."""
+        count = self.config.optim.batch_size
+        parts = row_parts(count, self.config.optim.micro_batch)
+        shares = [(part.stop - part.start) / count for part in parts]
+        index = np.arange(count)
+        arrays = (batch.n_step_return, batch.discount, batch.weight, batch.action, index)
+        sets = self.texts.policy_sets(batch.candidates)
+        reports = []
+        self.optimiser.zero_grad()
+        for part, share in zip(parts, shares, strict=True):
+            forest = self.policy.pack(
+                batch.prompt_ids,
+                batch.prompt_offsets,
+                sets,
+                rows=index[part] if len(parts) > 1 else None,
+                taken=batch.action,
+                device=self._packed_on,
+            )
+            rows = Rows(*(torch.from_numpy(array[part]) for array in arrays))
+            reports.append(self._part_gradient(forest, rows, alpha, share))
+        report = whole_statistics(reports, shares, self.optimiser, STATISTICS)
+        each = [r[len(STATISTICS) :].view(2, -1) for r in reports]
+        return torch.cat([report[: len(STATISTICS)], torch.cat(each, 1).flatten()])
+
+    def _part_gradient(self, forest: Forest, rows: Rows, alpha: float, share: float) -> Tensor:
+        """Set the gradient of a batch, or add that of a part; the objective's report."""
         with_actor = self.updates >= self.config.critic_warmup
         report = None
         if self._graphs is not None:
-            report = self._graphs.gradient(forest, batch, alpha, with_actor=with_actor)
+            report = self._graphs.gradient(forest, rows, alpha, with_actor=with_actor, share=share)
         if report is None:
             device = self.policy.device
-            n_step_return, discount, weight, action = (
-                torch.from_numpy(array).to(device)
-                for array in (batch.n_step_return, batch.discount, batch.weight, batch.action)
+            there = Rows(*(x.to(device) for x in rows))
+            there = there._replace(action=there.action.long())
+            report = self.objective.gradient(
+                forest.to(device), there, alpha, with_actor=with_actor, share=share
             )
-            rows = Rows(n_step_return, discount, weight, action.long())
-            report = self.objective.gradient(forest.to(device), rows, alpha, with_actor=with_actor)
-        return forest.mask, report
+        return report
 
     @property
     def _packed_on(self) -> str | None:

@@ -46,12 +46,27 @@ class Optimiser:
             fused=all(p.dtype in (torch.float32, torch.float64) for p in stepped),
         )
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """The loss's gradient, scaled down to a norm of `optim.grad_clip`; returns the norm that
-        it had before (scalar)."""
-        self.zero_grad()
-        loss.backward()
-        return torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip)
+    def gradient(self, loss: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Set the loss's gradient, scaled down to a norm of `optim.grad_clip`.
+
+        With a share below 1 the loss is that of a part: its gradient by its share is added to what
+        is there, and `clip` ends the update.
+
+        Returns:
+            the norm that it had before, and whether it was clipped; zeros for a part.
+        """
+        if share == 1.0:
+            self.zero_grad()
+            loss.backward()
+            return self.clip()
+        (share * loss).backward()
+        return loss.new_zeros(()), loss.new_zeros(())
+
+    def clip(self) -> tuple[Tensor, Tensor]:
+        """Scale the gradient down; the norm that it had, and whether it was larger (scalars)."""
+        most = self._config.grad_clip
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, most)
+        return norm, norm > most
 
     def step(self, updates: int, progress: float) -> None:
         """Step along the gradient.

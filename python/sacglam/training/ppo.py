@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..config import TrainConfig
 from ..envs.vector import VectorEnv
+from ..models.forest import Forest
 from ..models.policy import Policy
 from . import checkpoint
 from .optimiser import Optimiser, check_finite
+from .parts import whole_statistics
 from .ppo_graphs import PpoGraphs, ppo_graphs
-from .ppo_objective import STATISTICS, PpoObjective
+from .ppo_objective import STATISTICS, PpoObjective, Rows
 from .rollout import Minibatch, Rollout, RolloutCollector
 from .seeds import MINIBATCHES, derive
 
@@ -54,25 +57,40 @@ class PpoAlgorithm:
         packed_on = None if self._graphs is None else "cpu"  # from where a graph takes forests
         for _ in range(options.epochs):
             divergence = []
-            for minibatch in experience.minibatches(options.minibatch, rng, device=packed_on):
-                metrics = self._update(minibatch, progress)
+            for parts in experience.minibatches(
+                options.minibatch,
+                rng,
+                most=self.config.optim.micro_batch,
+                normalise=options.normalise,
+                device=packed_on,
+            ):
+                metrics = self._update(parts, progress)
                 divergence.append(metrics["kl"])
                 yield metrics
             if options.target_kl is not None and np.mean(divergence) > options.target_kl:
                 break
 
-    def _update(self, batch: Minibatch, progress: float) -> dict[str, float]:
+    def _update(self, parts: list[Minibatch], progress: float) -> dict[str, float]:
         """One gradient update."""
-        report = None if self._graphs is None else self._graphs.gradient(*batch)
-        if report is None:
-            device = self.policy.device
-            report = self.objective.gradient(batch.forest.to(device), batch.rows.to(device))
+        sizes = [part.forest.num_rows for part in parts]
+        shares = [size / sum(sizes) for size in sizes]
+        self.optimiser.zero_grad()
+        reports = [self._gradient(*part, share) for part, share in zip(parts, shares, strict=True)]
+        report = whole_statistics(reports, shares, self.optimiser, STATISTICS)
         values = report.tolist()  # the only synchronisation
         metrics = dict(zip(STATISTICS, values, strict=True))
         check_finite(metrics, self.updates)
         self.optimiser.step(self.updates, progress)
         self.updates += 1
         return metrics
+
+    def _gradient(self, forest: Forest, rows: Rows, share: float) -> Tensor:
+        """Set the gradient of a minibatch, or add that of a part; the objective's report."""
+        report = None if self._graphs is None else self._graphs.gradient(forest, rows, share)
+        if report is None:
+            device = self.policy.device
+            report = self.objective.gradient(forest.to(device), rows.to(device), share)
+        return report
 
     def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
         writer.tensors("optimizer", self.optimiser.state_dict())

@@ -25,18 +25,19 @@ class PpoGraphs:
             objective.policy, objective.optimiser, capture, leaves=False
         )
 
-    def gradient(self, forest: Forest, rows: Rows) -> Tensor | None:
+    def gradient(self, forest: Forest, rows: Rows, share: float = 1.0) -> Tensor | None:
         """As `PpoObjective.gradient`, for what is on the CPU; None where no graph serves."""
-        kind = rows.advantage.dtype
+        dtype = rows.advantage.dtype
 
         def compute(forest: Forest, numbers: Tensor) -> Tensor:
             action, *others = numbers.view(4, -1)
             return self._objective.gradient(
-                forest, Rows(action.long(), *(x.to(kind) for x in others))
+                forest, Rows(action.long(), *(x.to(dtype) for x in others)), share
             )
 
         numbers = np.concatenate([x.numpy() for x in rows], dtype=np.float64)
-        return self._gradients.run(kind, compute, forest, numbers)
+        kind = (dtype, share)
+        return self._gradients.run(kind, compute, forest, numbers, add=share < 1.0)
 
     def __len__(self) -> int:
         """Graphs recorded."""

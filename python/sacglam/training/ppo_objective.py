@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
     action: Tensor  # int64, the column of the candidate that was taken
     log_prob: Tensor  # when it was taken
-    advantage: Tensor
+    advantage: Tensor  # normalised, if `ppo.normalise`
     returns: Tensor
 
     def to(self, device: torch.device) -> Rows:
@@ -45,9 +45,10 @@ class PpoObjective:
     def __init__(self, policy: Policy, optimiser: Optimiser, config: TrainConfig) -> None:
         self.policy, self.optimiser, self.config = policy, optimiser, config
 
-    def gradient(self, forest: Forest, rows: Rows) -> Tensor:
+    def gradient(self, forest: Forest, rows: Rows, share: float = 1.0) -> Tensor:
         """Set the gradient, clipped, of PPO's equation (9): the policy's and the value's loss, and
-        an entropy bonus.
+        an entropy bonus; of a part of the minibatch, its `share` of the rows, as
+        `Optimiser.gradient` says.
 
         Returns:
             float64 [len(STATISTICS)].
@@ -56,14 +57,13 @@ class PpoObjective:
         scores = self.policy.forward(forest)
         assert scores.v is not None
         log_prob = scores.log_pi.gather(-1, rows.action[:, None]).squeeze(-1)
-        advantage = ppo.normalise(rows.advantage) if options.normalise else rows.advantage
-        actor_loss, ratio = ppo.policy_loss(log_prob, rows.log_prob, advantage, options.clip)
+        actor_loss, ratio = ppo.policy_loss(log_prob, rows.log_prob, rows.advantage, options.clip)
         critic_loss = ppo.value_loss(scores.v, rows.returns)
         entropy = scores.entropy.mean()
         loss = actor_loss + options.value_weight * critic_loss - options.entropy_weight * entropy
-        norm = self.optimiser.gradient(loss)
-        clipped = ((ratio - 1.0).abs() > options.clip).float().mean()
-        statistics = [critic_loss, actor_loss, norm, norm > self.config.optim.grad_clip, entropy,
+        norm, clipped = self.optimiser.gradient(loss, share)
+        far = ((ratio - 1.0).abs() > options.clip).float().mean()
+        statistics = [critic_loss, actor_loss, norm, clipped, entropy,
                       scores.v.mean(), rows.returns.mean(), ppo.approximate_kl(ratio),
-                      clipped]  # fmt: skip
+                      far]  # fmt: skip
         return torch.stack([x.detach().double() for x in statistics])

@@ -21,6 +21,7 @@ from ..models.policy import Policy
 from ..models.scoring import Scores
 from .collector import Collector
 from .episode import Episode, prompts_of
+from .parts import row_parts
 from .ppo_objective import Rows
 
 Ids = npt.NDArray[np.int32]
@@ -195,20 +196,41 @@ class Experience:
         return len(self.advantage)
 
     def minibatches(
-        self, size: int, rng: np.random.Generator, *, device: str | None = None
-    ) -> Iterator[Minibatch]:
-        """All rows once, in random order, in minibatches of nearly equal sizes, at most `size`.
+        self,
+        size: int,
+        rng: np.random.Generator,
+        *,
+        most: int = 0,
+        normalise: bool = False,
+        device: str | None = None,
+    ) -> Iterator[list[Minibatch]]:
+        """All rows once, in random order, in minibatches of nearly equal sizes, at most `size`,
+        each as its parts.
 
-        device: where their forests are made; None: where the policy is.
+        Args:
+            size, rng: of the minibatches.
+            most: rows of a part; 0: a minibatch is one.
+            normalise: the advantages of each minibatch.
+            device: where forests are made; None: where the policy is.
         """
         order = rng.permutation(len(self))
         for rows in np.array_split(order, -(-len(self) // size)):
-            forest = self._policy.pack(
-                self._ids, self._offsets, self._sets, rows=rows, device=device
-            )
             index = torch.from_numpy(rows)
-            parts = (self._action, self._log_prob, self.advantage, self.returns)
-            yield Minibatch(forest, Rows(*(x[index] for x in parts)))
+            whole = Rows(
+                self._action[index], self._log_prob[index], self.advantage[index],
+                self.returns[index],
+            )  # fmt: skip
+            if normalise:
+                whole = whole._replace(advantage=ppo.normalise(whole.advantage))
+            yield [
+                Minibatch(
+                    self._policy.pack(
+                        self._ids, self._offsets, self._sets, rows=rows[part], device=device
+                    ),
+                    Rows(*(x[part] for x in whole)),
+                )
+                for part in row_parts(len(rows), most)
+            ]
 
 
 def _packed(name: str, lists: Sequence[Ids]) -> dict[str, Tensor]:

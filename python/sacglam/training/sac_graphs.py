@@ -9,7 +9,6 @@ from torch import Tensor
 from ..models.forest import Forest
 from ..models.graphs import Capture, CudaCapture, Padding, graphs_serve
 from ..models.padding import power_of_two
-from ..replay import Batch
 from .gradient_graphs import GradientGraphs
 from .sac_objective import Rows, SacObjective
 
@@ -24,8 +23,10 @@ class SacGraphs:
 
     def __init__(self, objective: SacObjective, capture: Capture) -> None:
         self._objective = objective
-        self._rows = objective.config.optim.batch_size
-        self._most_rows = power_of_two(self._rows)  # that a padded forest of some of them has
+        config = objective.config.optim
+        self._rows = config.batch_size
+        # That a padded forest of some of them has.
+        self._most_rows = power_of_two(min(self._rows, config.micro_batch or self._rows))
         leaves = not objective.policy.reencodes  # else Q is read elsewhere
         self._gradients = GradientGraphs(
             objective.policy, objective.optimiser, capture,
@@ -43,19 +44,23 @@ class SacGraphs:
         return self._bootstrap.run(forest, np.concatenate([[alpha], to])) is not None
 
     def gradient(
-        self, forest: Forest, batch: Batch, alpha: float, *, with_actor: bool
+        self, forest: Forest, rows: Rows, alpha: float, *, with_actor: bool, share: float = 1.0
     ) -> Tensor | None:
-        """As `SacObjective.gradient`, for a forest on the CPU; None where no graph serves."""
+        """As `SacObjective.gradient`, for what is on the CPU; None where no graph serves."""
 
         def compute(forest: Forest, numbers: Tensor) -> Tensor:
-            n_step_return, discount, weight, action = numbers[1:].view(4, self._rows)
-            rows = Rows(n_step_return.float(), discount.float(), weight.float(), action.long())
-            return self._objective.gradient(forest, rows, numbers[0], with_actor=with_actor)
+            n_step_return, discount, weight, action, row = numbers[1:].view(len(rows), -1)
+            there = Rows(
+                n_step_return.float(), discount.float(), weight.float(), action.long(), row.long()
+            )
+            return self._objective.gradient(
+                forest, there, numbers[0], with_actor=with_actor, share=share
+            )
 
-        arrays = (batch.n_step_return, batch.discount, batch.weight, batch.action)
-        numbers = np.concatenate([[alpha], *arrays], dtype=np.float64)
+        numbers = np.concatenate([[alpha], *(x.numpy() for x in rows)], dtype=np.float64)
         # Updates of the critic alone have graphs of their own.
-        return self._gradients.run(with_actor, compute, forest, numbers)
+        kind = (with_actor, share)
+        return self._gradients.run(kind, compute, forest, numbers, add=share < 1.0)
 
     def __len__(self) -> int:
         """Graphs recorded."""

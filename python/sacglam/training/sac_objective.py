@@ -23,12 +23,14 @@ STATISTICS = (
 
 
 class Rows(NamedTuple):
-    """Of a batch, float [B] each; `action` int64 [B], the chosen candidate's column."""
+    """Of a batch or a part of it, float [B] each; `action` int64 [B], the chosen candidate's
+    column, and `row` int64 [B], the batch's row."""
 
     n_step_return: Tensor
     discount: Tensor
     weight: Tensor
     action: Tensor
+    row: Tensor
 
 
 class SacObjective:
@@ -52,22 +54,28 @@ class SacObjective:
 
     @torch.no_grad()
     def bootstrap(self, forest: Forest, rows: Tensor, alpha: float | Tensor) -> Tensor:
-        """Set `value` of the batch's `rows`, int64, one for each of the forest's; 0 elsewhere."""
-        self.value.zero_()
+        """Set `value` of the batch's `rows`, int64, one for each of the forest's."""
         self.value.index_copy_(0, rows, self._next_value(forest, alpha).to(self.value.dtype))
         return self.value
 
     def gradient(
-        self, forest: Forest, rows: Rows, alpha: float | Tensor, *, with_actor: bool
+        self,
+        forest: Forest,
+        rows: Rows,
+        alpha: float | Tensor,
+        *,
+        with_actor: bool,
+        share: float = 1.0,
     ) -> Tensor:
-        """Set the gradient, clipped, of the critic's loss and, `with_actor`, of the actor's.
+        """Set the gradient, clipped, of the critic's loss and, `with_actor`, of the actor's; of a
+        part of the batch, its `share` of the rows, as `Optimiser.gradient` says.
 
         Returns:
             float64 [len(STATISTICS) + 2 B]: the statistics, each row's absolute TD error, and each
             row's entropy.
         """
         config = self.config
-        y = sac.td_target(rows.n_step_return, rows.discount, self.value[:-1])
+        y = sac.td_target(rows.n_step_return, rows.discount, self.value[rows.row])
         scores = self.policy.forward(forest)
         assert scores.q is not None
         critic_loss, td_error = sac.critic_loss(
@@ -80,11 +88,11 @@ class SacObjective:
         loss = critic_loss
         if with_actor:
             loss = loss + config.optim.actor_weight * actor_loss
-        norm = self.optimiser.gradient(loss)
+        norm, clipped = self.optimiser.gradient(loss, share)
 
         chosen = scores.q.detach().min(0).values.gather(-1, rows.action[:, None])
         entropy = scores.entropy.detach()
-        statistics = [critic_loss, actor_loss, norm, norm > config.optim.grad_clip,
+        statistics = [critic_loss, actor_loss, norm, clipped,
                       entropy.mean(), chosen.mean(), y.mean(), td_error.mean()]  # fmt: skip
         numbers = torch.stack([x.detach().double() for x in statistics])
         return torch.cat([numbers, td_error.double(), entropy.double()])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..config import EnvConfig, TrainConfig
-from ..errors import CheckpointError, DivergedError, RunFolderError
+from ..errors import CheckpointError, DeviceMemoryError, DivergedError, RunFolderError
 from ..models.policy import Policy, load_saved_policy
 from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
@@ -112,6 +112,7 @@ class Trainer:
         out: str | Path,
         *,
         total_steps: int | None = None,
+        micro_batch: int | None = None,
         env: Any = None,
         callbacks: Sequence[Callback] = (),
     ) -> Trainer:
@@ -120,6 +121,7 @@ class Trainer:
         Args:
             out: the run's folder.
             total_steps: a new end, to train longer than first planned.
+            micro_batch: a new `optim.micro_batch`, to train with less memory, or faster.
             env: as for `Trainer`, if the run had a user's own environment.
             callbacks: as for `Trainer`.
         """
@@ -127,8 +129,8 @@ class Trainer:
         if not (folder / "config.yaml").is_file():
             raise RunFolderError(f"{folder} holds no run to resume: there is no config.yaml in it")
         config = TrainConfig.load(folder / "config.yaml").with_overrides({"out": str(folder)})
-        if total_steps is not None:
-            config = config.with_overrides({"total_steps": total_steps})
+        new = {"total_steps": total_steps, "optim.micro_batch": micro_batch}
+        config = config.with_overrides({k: v for k, v in new.items() if v is not None})
         return cls(config, env=env, callbacks=callbacks, resume=True)
 
     # --- the loop -----------------------------------------------------------------------------
@@ -140,6 +142,7 @@ class Trainer:
 
         Raises:
             DivergedError: a loss became NaN; a checkpoint from just before is saved.
+            DeviceMemoryError: the GPU's memory ran out; likewise.
             EnvironmentProtocolError: an environment broke the protocol.
             RunFolderError: another process is training in the folder.
         """
@@ -189,6 +192,8 @@ class Trainer:
         except DivergedError as error:
             folder = self.save()
             raise DivergedError(f"{error}. The run was saved in {folder}") from error
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(error) from error
         finally:
             writer.close()
         if saved_at != self.env_steps:
@@ -313,6 +318,18 @@ class Trainer:
         """Warn once if segments do not tokenise as the whole prompt does."""
         observation, info = env.reset(seed=0, options=self._reset_options or None)
         self.policy.codec.check(info["goal"], observation, info["possible_actions"])
+
+    def _out_of_memory(self, error: torch.OutOfMemoryError) -> DeviceMemoryError:
+        """Save, and say how to go on. The parameters are those after the last whole update."""
+        folder = self.save()
+        optim = self.config.optim
+        rows = self.config.ppo.minibatch if self.config.algo == "ppo" else optim.batch_size
+        less = max(1, min(optim.micro_batch or rows, rows) // 2)
+        return DeviceMemoryError(
+            f"{str(error).splitlines()[0]} The run was saved in {folder}. An update can be "
+            f"computed in smaller parts, with the same result: sacglam train --resume {self.out} "
+            f"--optim.micro-batch {less}"
+        )
 
     def _request_stop(self) -> None:
         self._stop = True
