@@ -56,13 +56,19 @@ def check_updates(report: Callable[..., None], updates: int = 24) -> None:
         "LoRA, the critic's adapter": {
             "lora.r": 8, "critic.trunk": "adapter", "sac.target_policy": False, "critic_warmup": 8,
         },
+        "tiny-llama, in parts": {"optim.micro_batch": 24},
     }  # fmt: skip
     for name, changes in cases.items():
         plain, _ = _updated(changes, updates, by_graphs=False)
         graphed, graphs = _updated(changes, updates, by_graphs=True)
         case = f"{name}, float32, {updates} updates, {graphs} graphs"
         report("updates", case, _differences(plain, graphed, graphs), 1e-2)
-    for name, changes in (("tiny-llama", {}), ("tiny-t5", {"model.id": "tiny-t5"})):
+    ppo_cases: dict[str, dict[str, Any]] = {
+        "tiny-llama": {},
+        "tiny-t5": {"model.id": "tiny-t5"},
+        "tiny-llama, in parts": {"optim.micro_batch": 24},
+    }
+    for name, changes in ppo_cases.items():
         _check_ppo(report, name, {**PPO, **changes}, updates)
 
 
@@ -88,7 +94,7 @@ def _check_ppo(
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "no CUDA graph", RuntimeWarning)
             found = list(islice(algorithm.learn(600), updates))
-            prompts = prompts_of(policy, algorithm.collector._episodes)
+            prompts = prompts_of(policy, algorithm.collector.episodes)
             forest = policy.pack(*prompts, device="cpu")
             scores = [policy.acting_scores(forest, with_value=True) for _ in range(3)]
         left.append(_left(policy, found, ("critic_loss", "actor_loss", "grad_norm")))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sacglam import TrainConfig, Trainer, check_training, make_env
 from sacglam.cli.main import main
-from sacglam.errors import EnvironmentProtocolError
+from sacglam.errors import DeviceMemoryError, EnvironmentProtocolError
 from sacglam.models.loading import load_language_model
 from sacglam.training import check, setup
 
@@ -112,6 +112,17 @@ def test_no_memory_for_the_stock_model(quick_config: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(check, "_stock_model", full)
     assert check_training(quick_config()).agreement is None
+
+
+def test_an_update_that_does_not_fit(quick_config: Any, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nA hint.")
+
+    monkeypatch.setattr(check, "_updates", full)
+    with pytest.raises(
+        DeviceMemoryError, match=r"Tried 2 GiB\. An update .* --optim.micro-batch 4"
+    ):
+        check_training(quick_config())
 
 
 @pytest.mark.parametrize(

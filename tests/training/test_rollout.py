@@ -52,10 +52,10 @@ def _play(collector: RolloutCollector, steps: int) -> list[list[Any]]:
     collector.start()
     seen: list[list[Any]] = [[] for _ in range(collector.envs.num_envs)]
     for _ in range(steps):
-        before = [(e, len(e.rewards), e.observation) for e in collector._episodes]
+        before = [(e, len(e.rewards), e.observation) for e in collector.episodes]
         collector.step()
         for i, (episode, k, text) in enumerate(before):
-            ended = collector._episodes[i] is not episode
+            ended = collector.episodes[i] is not episode
             last = "terminated" if episode.rewards[k] else "truncated"
             seen[i].append((text, episode.rewards[k], last if ended else "", episode.observation))
     return seen
@@ -145,7 +145,7 @@ def test_a_rollout_is_the_same_after_saving(algorithm: PpoAlgorithm):
 
 def test_prompts_of_episodes_are_what_the_policy_saw(algorithm: PpoAlgorithm):
     algorithm.collector.start()
-    ids, offsets, _ = prompts_of(algorithm.policy, algorithm.collector._episodes)
+    ids, offsets, _ = prompts_of(algorithm.policy, algorithm.collector.episodes)
     algorithm.collector.step()
     rollout = algorithm.collector.rollout
     assert [p.tolist() for p in rollout.prompts] == [

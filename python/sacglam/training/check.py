@@ -21,6 +21,7 @@ import torch
 
 from ..config import TrainConfig
 from ..envs import check_env
+from ..errors import DeviceMemoryError
 from ..models.loading import load_language_model
 from ..models.policy import Policy
 from ..models.scoring import Scores
@@ -28,6 +29,7 @@ from ..models.stock import Ids, stock_scores
 from ..models.tiny import TINY
 from ..text.codec import TokenisationWarning
 from . import setup
+from .parts import smaller_part
 from .trainer import Trainer
 
 _STATES = 64  # in which prompts and actions are measured
@@ -113,6 +115,7 @@ def check_training(
 
     Raises:
         EnvironmentProtocolError: the environment breaks the protocol.
+        DeviceMemoryError: an update does not fit in the GPU's memory.
         ConfigError, UnknownEnvironmentError, UnknownModelError, UnsupportedModelError: see there.
     """
     if env is not None and config.env.id == TrainConfig().env.id:
@@ -135,7 +138,13 @@ def check_training(
         resolved = replace(config, **{name: getattr(tried, name) for name in _RESOLVED})
         updates = _count_updates(resolved)
         tell("timing updates")
-        update_s = _seconds(_updates(trainer), tried.device) if updates else 0.0
+        try:
+            update_s = _seconds(_updates(trainer), tried.device) if updates else 0.0
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{str(error).splitlines()[0]} An update can be computed in smaller parts, with "
+                f"the same result: try --optim.micro-batch {smaller_part(tried)}"
+            ) from error
         memory_bytes = _memory(tried.device)
         tell("scoring with the stock model, one action at a time")
         agreement = _agreement(policy, tried, stock, compared, ours, pass_s)

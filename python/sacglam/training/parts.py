@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..config import TrainConfig
 from .optimiser import Optimiser
 
 
@@ -19,6 +20,12 @@ def row_parts(rows: int, most: int) -> list[slice]:
     every size needs CUDA graphs of its own."""
     size = most or max(rows, 1)
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+
+def smaller_part(config: TrainConfig) -> int:
+    """An `optim.micro_batch` that takes half the memory."""
+    rows = config.ppo.minibatch if config.algo == "ppo" else config.optim.batch_size
+    return max(1, min(config.optim.micro_batch or rows, rows) // 2)
 
 
 def whole_statistics(

@@ -20,6 +20,7 @@ from .callbacks import Callback
 from .clock import Clock
 from .files import exclusive, write_json
 from .metrics import Meter, MetricsWriter, drop_after
+from .parts import smaller_part
 from .seeds import ACTING, derive, generator
 
 
@@ -322,13 +323,10 @@ class Trainer:
     def _out_of_memory(self, error: torch.OutOfMemoryError) -> DeviceMemoryError:
         """Save, and say how to go on. The parameters are those after the last whole update."""
         folder = self.save()
-        optim = self.config.optim
-        rows = self.config.ppo.minibatch if self.config.algo == "ppo" else optim.batch_size
-        less = max(1, min(optim.micro_batch or rows, rows) // 2)
         return DeviceMemoryError(
             f"{str(error).splitlines()[0]} The run was saved in {folder}. An update can be "
             f"computed in smaller parts, with the same result: sacglam train --resume {self.out} "
-            f"--optim.micro-batch {less}"
+            f"--optim.micro-batch {smaller_part(self.config)}"
         )
 
     def _request_stop(self) -> None:
