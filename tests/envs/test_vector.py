@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -284,6 +285,17 @@ def test_workers_end_when_their_parent_is_killed(troubled: str, tmp_path: Path) 
         waiting -= 1
         time.sleep(0.05)
     assert not _runs(pid)
+
+
+def test_workers_outlive_the_signals_of_a_scheduler(troubled: str) -> None:
+    with ProcessVectorEnv([troubled]) as vector:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            pid = vector.reset(0, seed=0)[1]["pid"]
+            os.kill(pid, number)
+            time.sleep(0.1)
+            assert vector.step({0: vector.reset(0, seed=1)[1]["possible_actions"][0]})
+            assert _runs(pid)
+    assert not _runs(pid)  # and end when they are told to
 
 
 def _runs(pid: int) -> bool:

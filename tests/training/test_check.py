@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,29 @@ def test_objects_of_a_user(quick_config: Any):
     assert found.parameters == sum(p.numel() for p in model.parameters())
     # The updates that were timed were made on the user's object as a run's are.
     assert any((w != weights[name]).any() for name, w in model.state_dict().items())
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_its_workers_end(quick_config: Any, monkeypatch: pytest.MonkeyPatch, close: bool):
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            started.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    if not close:  # the test sees workers that are left
+        monkeypatch.setattr(Trainer, "close", lambda trainer: kept.append(trainer))
+    kept: list[Trainer] = []
+    check_training(quick_config(**{"env.processes": 2, "env.num_envs": 4}))
+    workers = [process for process in started if "sacglam.envs.worker" in str(process.args)]
+    assert len(workers) == 4
+    running = [process.poll() is None for process in workers]
+    for trainer in kept:
+        trainer._envs.close()
+        trainer._eval_envs.close()
+    assert any(running) != close
 
 
 def test_an_environment_that_breaks_the_protocol_is_named(quick_config: Any):

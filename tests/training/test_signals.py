@@ -149,6 +149,24 @@ def test_the_same_trainer_goes_on_where_it_was_stopped(quick_config: Any):
     assert losses[0] == losses[1]
 
 
+def test_workers_that_are_signalled_too_do_not_spoil_it(quick_config: Any):
+    class SendToAll(Send):
+        def _when(self, event: str, value: int) -> None:
+            if self._at.get(event) == value:
+                for worker in trainer._envs._workers:
+                    worker._process.terminate()
+            super()._when(event, value)
+
+    config = quick_config(**{"env.processes": 2})
+    trainer = Trainer(config, callbacks=[SendToAll(env_steps=200)])
+    stopped = trainer.train()
+    trainer.close()
+    assert (stopped.interrupted, stopped.env_steps) == (True, 200)
+    resumed = Trainer.resume(stopped.out)
+    assert not resumed.train().interrupted
+    resumed.close()
+
+
 @pytest.mark.timeout(300)
 def test_a_scheduler_ends_a_run_of_the_command_line(tmp_path: Path):
     command = [

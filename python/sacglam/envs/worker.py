@@ -8,6 +8,7 @@ its parent died.
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import struct
 import sys
@@ -109,7 +110,14 @@ def serve(link: socket.socket) -> None:
 
 
 def main() -> None:
-    """Serves the socket whose file descriptor is the first argument."""
+    """Serves the socket whose file descriptor is the first argument.
+
+    SIGTERM, which schedulers send to every process of a job, and SIGHUP are for the caller, who may
+    want to save first. A handler, since what an environment starts would inherit being deaf.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: None)
     with socket.socket(fileno=int(sys.argv[1])) as link:
         serve(link)
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -127,27 +127,22 @@ def check_training(
         tell("loading the model")
         with _tokenisation_warnings() as said:
             trainer = Trainer(_shortened(config, Path(folder) / "run"), env=env, model=model)
-        tried, policy, collector = trainer.config, trainer.policy, trainer.algorithm.collector
-        collector.start()
-        seen = _look_around(trainer)
-        length = trainer.evaluate(tried.env.num_envs, "random")["length_mean"]
-        compared = _some(seen)
-        ours, pass_s = _pass(policy, compared)  # before updates change it
-        tell("timing steps")
-        step_s = _seconds(_calls(collector.step), tried.device)
-        resolved = replace(config, **{name: getattr(tried, name) for name in _RESOLVED})
-        updates = _count_updates(resolved)
-        tell("timing updates")
-        try:
-            update_s = _seconds(_updates(trainer), tried.device) if updates else 0.0
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"{str(error).splitlines()[0]} An update can be computed in smaller parts, with "
-                f"the same result: try --optim.micro-batch {smaller_part(tried)}"
-            ) from error
-        memory_bytes = _memory(tried.device)
-        tell("scoring with the stock model, one action at a time")
-        agreement = _agreement(policy, tried, stock, compared, ours, pass_s)
+        with closing(trainer):
+            tried, policy, collector = trainer.config, trainer.policy, trainer.algorithm.collector
+            collector.start()
+            seen = _look_around(trainer)
+            length = trainer.evaluate(tried.env.num_envs, "random")["length_mean"]
+            compared = _some(seen)
+            ours, pass_s = _pass(policy, compared)  # before updates change it
+            tell("timing steps")
+            step_s = _seconds(_calls(collector.step), tried.device)
+            resolved = replace(config, **{name: getattr(tried, name) for name in _RESOLVED})
+            updates = _count_updates(resolved)
+            tell("timing updates")
+            update_s = _update_seconds(trainer) if updates else 0.0
+            memory_bytes = _memory(tried.device)
+            tell("scoring with the stock model, one action at a time")
+            agreement = _agreement(policy, tried, stock, compared, ours, pass_s)
     steps = resolved.total_steps / resolved.env.num_envs
     action = policy.codec.action
     return TrainingCheck(
@@ -230,6 +225,16 @@ def _calls(call: Callable[[], Any]) -> Iterator[Any]:
         yield call()
 
 
+def _update_seconds(trainer: Trainer) -> float:
+    try:
+        return _seconds(_updates(trainer), trainer.config.device)
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"{str(error).splitlines()[0]} An update can be computed in smaller parts, with the "
+            f"same result: try --optim.micro-batch {smaller_part(trainer.config)}"
+        ) from error
+
+
 def _updates(trainer: Trainer) -> Iterator[Any]:
     """Updates of the run's algorithm, without end; what PPO must act for is made between them."""
     due = trainer.config.total_steps if trainer.config.algo == "ppo" else 1 << 40
@@ -255,7 +260,7 @@ def _seconds(work: Iterator[Any], device: str) -> float:
 
 def _memory(device: str) -> int:
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

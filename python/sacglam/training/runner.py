@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable as Function
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def train_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> TrainR
     trainer = make(show)
     display = ProgressDisplay(trainer.config.total_steps)
     trainer.callbacks.append(_Show(display))
-    with display:
+    with display, closing(trainer):
         result = trainer.train()
     if (result.out / "metrics.jsonl").stat().st_size:
         plot_runs(result.out)

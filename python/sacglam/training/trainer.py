@@ -162,6 +162,11 @@ class Trainer:
             result, interrupted=result is None,
         )  # fmt: skip
 
+    def close(self) -> None:
+        """Close the environments, and end the processes that they ran in; the policy stays."""
+        self._envs.close()
+        self._eval_envs.close()
+
     def _run(self) -> None:
         """Up to the checkpoint at the end."""
         config = self.config
