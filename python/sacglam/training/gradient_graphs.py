@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -82,12 +82,12 @@ class GradientGraphs:
         if report is not None:
             used = self._used[key]
             found = [g if there else None for g, there in zip(self._gradient, used, strict=True)]
+        if add and report is not None:  # the next part's graph writes there, too
+            report = report.clone()
+            found = _sums(before, found)
         for parameter, old, new in zip(self._parameters, before, found, strict=True):
-            if add and new is not None:  # another part's graph writes there, too
-                parameter.grad = new.clone() if old is None else old.add_(new)
-            else:
-                parameter.grad = old if new is None else new
-        return report.clone() if add and report is not None else report
+            parameter.grad = old if new is None else new
+        return report
 
     def graphs(
         self, call: Callable[[Forest, Tensor], Tensor], numbers: int, padding: Padding
@@ -123,3 +123,12 @@ class GradientGraphs:
         )
         self._optimiser.zero_grad()
         return report
+
+
+def _sums(before: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What was there with what was found added to it, in memory of its own."""
+    pairs = list(zip(before, found, strict=True))
+    both = [(old, new) for old, new in pairs if old is not None and new is not None]
+    if both:
+        torch._foreach_add_([old for old, _ in both], [new for _, new in both])
+    return [new.clone() if old is None and new is not None else old for old, new in pairs]

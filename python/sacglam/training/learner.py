@@ -92,11 +92,8 @@ class Learner:
 
     def _bootstrap(self, batch: Batch, alpha: float) -> None:
         """Set the objective's values of the next prompts."""
-        alive = np.flatnonzero(batch.discount)  # nothing is bootstrapped where the goal was reached
-        if not len(alive):
-            self.objective.value.zero_()
-            return
         self.objective.value.zero_()
+        alive = np.flatnonzero(batch.discount)  # nothing is bootstrapped where the goal was reached
         sets = self.texts.policy_sets(batch.next_candidates)
         for part in row_parts(len(alive), self.config.optim.micro_batch):
             rows = alive[part]
@@ -133,9 +130,9 @@ class Learner:
             )
             rows = Rows(*(torch.from_numpy(array[part]) for array in arrays))
             reports.append(self._part_gradient(forest, rows, alpha, share))
-        report = whole_statistics(reports, shares, self.optimiser, STATISTICS)
+        statistics = whole_statistics(reports, shares, self.optimiser, STATISTICS)
         each = [r[len(STATISTICS) :].view(2, -1) for r in reports]
-        return torch.cat([report[: len(STATISTICS)], torch.cat(each, 1).flatten()])
+        return torch.cat([statistics, torch.cat(each, 1).flatten()])
 
     def _part_gradient(self, forest: Forest, rows: Rows, alpha: float, share: float) -> Tensor:
         """Set the gradient of a batch, or add that of a part; the objective's report."""
