@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,19 @@ from sacglam.training.checkpoint import latest_checkpoint
 from sacglam.training.signals import stopping
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(autouse=True)
+def _usual_handlers() -> Iterator[None]:
+    """Those of a program in the foreground, however the tests were started."""
+    before = [signal.getsignal(n) for n in SIGNALS]
+    for number, usual in zip(
+        SIGNALS, (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL), strict=True
+    ):
+        signal.signal(number, usual)
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
 
 
 class Send(Callback):
@@ -67,6 +81,15 @@ def test_what_is_ignored_stays_ignored():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interrupt_that_a_background_job_ignores_still_stops_it():
+    asked = []
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stopping(lambda: asked.append(1)):
+        signal.raise_signal(signal.SIGINT)
+    assert asked == [1]
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_a_thread_trains_without_signals(quick_config: Any):

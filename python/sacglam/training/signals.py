@@ -17,8 +17,9 @@ def stopping(request: Callable[[], None]) -> Iterator[None]:
     """Within, the first SIGINT, SIGTERM or SIGHUP calls `request`, and no other does.
 
     After it Ctrl-C has its usual effect, and so ends what takes too long; SIGTERM and SIGHUP, which
-    shells and schedulers repeat, have none. A signal that the process ignores (`nohup`) stays
-    ignored. Nothing is changed outside the main thread, where Python handles no signals.
+    shells and schedulers repeat, have none. SIGHUP or SIGTERM that the process ignores (`nohup`)
+    stays ignored; SIGINT does not, though a script's background jobs ignore it: who sends it to one
+    means it. Nothing is changed outside the main thread, where Python handles no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,7 +30,11 @@ def stopping(request: Callable[[], None]) -> Iterator[None]:
         if number is not None
     }
     # None: a handler that was not set from Python, and which could not be put back.
-    handled = [n for n, was in previous.items() if was not in (signal.SIG_IGN, None)]
+    handled = [
+        number
+        for number, was in previous.items()
+        if was is not None and (was != signal.SIG_IGN or number == signal.SIGINT)
+    ]
     asked = False
 
     def stop(*_: Any) -> None:
