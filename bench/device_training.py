@@ -178,6 +178,8 @@ def flan_t5_base() -> tuple[Any, Any]:
 
 def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
     """A batch of 64 and 16 environments of `playground/small`; MAGELLAN's settings."""
+    from sacglam.training.parts import update_rows
+
     for name, changes, model in (
         ("tiny-llama, float32", {}, None),
         ("d 896, 24 layers, LoRA, bf16", wide, None),
@@ -191,13 +193,9 @@ def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
     ):
         trainer = _filled(changes, model)
         algorithm, config = trainer.algorithm, trainer.config
-        update, rows = (
-            (_ppo_updates(algorithm), config.ppo.minibatch)
-            if config.algo == "ppo"
-            else (algorithm.learner.update, config.optim.batch_size)
-        )
+        update = _ppo_updates(algorithm) if config.algo == "ppo" else algorithm.learner.update
         for case, call in (
-            (f"update of {rows}", update),
+            (f"update of {update_rows(config)}", update),
             (f"acting step of {config.env.num_envs}", algorithm.collector.step),
         ):
             run = partial(_timed, trainer.policy, call)

@@ -292,7 +292,7 @@ def test_workers_outlive_the_signals_of_a_scheduler(troubled: str) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             pid = vector.reset(0, seed=0)[1]["pid"]
             os.kill(pid, number)
-            time.sleep(0.1)
+            time.sleep(0.1)  # for one that would die of it
             assert vector.step({0: vector.reset(0, seed=1)[1]["possible_actions"][0]})
             assert _runs(pid)
     assert not _runs(pid)  # and end when they are told to

@@ -149,7 +149,7 @@ def test_an_evaluation_alone_leaves_nothing_on_the_terminal() -> None:
     stream = Terminal()
     with EvaluationDisplay(stream=stream, interactive=True) as display:
         display.evaluating("expert", 7, 20)
-        time.sleep(0.8)
+        time.sleep(0.8)  # likewise
     assert "the expert: 7 / 20 episodes" in plain(stream.getvalue())
     after = stream.getvalue().rpartition("episodes")[2]
     assert after.replace("\x1b[?25h", "") == "\n\r\x1b[1A\x1b[2K"  # up, and that line cleared

@@ -99,7 +99,7 @@ def test_objects_of_a_user(quick_config: Any):
 def test_its_workers_end(quick_config: Any, monkeypatch: pytest.MonkeyPatch, close: bool):
     started: list[subprocess.Popen[bytes]] = []
 
-    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+    class Noted(subprocess.Popen[bytes]):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             started.append(self)
             super().__init__(*args, **kwargs)

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ..report.text import compact, count, roughly, seconds, size
+from ..training.parts import update_rows
 
 if TYPE_CHECKING:
     from ..training.check import Agreement, TrainingCheck
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 def check_lines(found: TrainingCheck) -> list[str]:
     """A paragraph a subject, wrapped."""
     config = found.config
-    batch = config.ppo.minibatch if config.algo == "ppo" else config.optim.batch_size
     rows = [
         (
             "environment",
@@ -33,8 +33,8 @@ def check_lines(found: TrainingCheck) -> list[str]:
         (
             "speed",
             f"{seconds(found.step_s)} a step of {config.env.num_envs} environments, "
-            f"{seconds(found.update_s)} an update of {batch} transitions, on {config.device}; "
-            f"{size(found.memory_bytes)} of memory",
+            f"{seconds(found.update_s)} an update of {update_rows(config)} transitions, "
+            f"on {config.device}; {size(found.memory_bytes)} of memory",
         ),
         (
             "the run",

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,11 @@ def check_training(
         DeviceMemoryError: an update does not fit in the GPU's memory.
         ConfigError, UnknownEnvironmentError, UnknownModelError, UnsupportedModelError: see there.
     """
-    if env is not None and config.env.id == TrainConfig().env.id:
-        config = config.with_overrides({"env.id": setup.name_of(env)})
+    config = setup.named(config, env)
     tell("playing the environment")
-    check_env(setup.env_factory(config, env)())
+    probe = setup.env_factory(config, env)()
+    check_env(probe)
+    config = setup.resolve(config, probe)
     stock = None if model is None else copy.deepcopy(model[0])
     with tempfile.TemporaryDirectory() as folder:
         tell("loading the model")
@@ -136,17 +137,16 @@ def check_training(
             ours, pass_s = _pass(policy, compared)  # before updates change it
             tell("timing steps")
             step_s = _seconds(_calls(collector.step), tried.device)
-            resolved = replace(config, **{name: getattr(tried, name) for name in _RESOLVED})
-            updates = _count_updates(resolved)
+            updates = _count_updates(config)
             tell("timing updates")
             update_s = _update_seconds(trainer) if updates else 0.0
             memory_bytes = _memory(tried.device)
             tell("scoring with the stock model, one action at a time")
             agreement = _agreement(policy, tried, stock, compared, ours, pass_s)
-    steps = resolved.total_steps / resolved.env.num_envs
+    steps = config.total_steps / config.env.num_envs
     action = policy.codec.action
     return TrainingCheck(
-        config=resolved,
+        config=config,
         prompt_tokens=_middle(len(ids) for ids, _ in seen),
         actions=_middle(len(actions) for _, actions in seen),
         action_tokens=_middle(len(action(a)) for _, actions in seen for a in actions),
@@ -159,12 +159,8 @@ def check_training(
         updates=updates,
         memory_bytes=memory_bytes,
         training_s=steps * step_s + updates * update_s,
-        evaluation_s=_evaluated(resolved) * length / resolved.env.num_envs * step_s,
+        evaluation_s=_evaluated(config) * length / config.env.num_envs * step_s,
     )
-
-
-# Sections of the configuration that the trainer resolves.
-_RESOLVED = ("env", "prompt", "lora", "optim", "policy", "device")
 
 
 def _shortened(config: TrainConfig, out: Path) -> TrainConfig:

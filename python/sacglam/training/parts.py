@@ -22,9 +22,14 @@ def row_parts(rows: int, most: int) -> list[slice]:
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
+def update_rows(config: TrainConfig) -> int:
+    """Transitions an update, at most."""
+    return config.ppo.minibatch if config.algo == "ppo" else config.optim.batch_size
+
+
 def smaller_part(config: TrainConfig) -> int:
     """An `optim.micro_batch` that takes half the memory."""
-    rows = config.ppo.minibatch if config.algo == "ppo" else config.optim.batch_size
+    rows = update_rows(config)
     return max(1, min(config.optim.micro_batch or rows, rows) // 2)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..config import TrainConfig
+from ..config import EnvConfig, TrainConfig
 from ..envs import make_env
 from ..envs.vector import VectorEnv, find
 from ..errors import ConfigError
@@ -82,6 +82,13 @@ def attribute(env: Any, name: str, default: Any = None) -> Any:
 def reset_options(env: Any, split: str) -> dict[str, Any]:
     """Options for `reset`: the split, for environments that know one."""
     return {"split": split} if attribute(env, "train_goals") is not None else {}
+
+
+def named(config: TrainConfig, env: Any) -> TrainConfig:
+    """With the name of a user's environment, unless the configuration names one."""
+    if env is None or config.env.id != EnvConfig().id:
+        return config
+    return config.with_overrides({"env.id": name_of(env)})
 
 
 def name_of(env: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config import EnvConfig, TrainConfig
+from ..config import TrainConfig
 from ..errors import CheckpointError, DeviceMemoryError, DivergedError, RunFolderError
 from ..models.policy import Policy, load_saved_policy
 from . import checkpoint, evaluation, setup, signals
@@ -74,8 +74,7 @@ class Trainer:
         if not resume:
             refuse_used_folder(self.out)
         self.callbacks = list(callbacks)
-        if env is not None and config.env.id == EnvConfig().id:
-            config = config.with_overrides({"env.id": setup.name_of(env)})
+        config = setup.named(config, env)
         probe = setup.env_factory(config, env)()
         self.config = config = setup.resolve(config, probe)
         if config.threads:
