@@ -170,6 +170,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _validate(self)
 
+    def updates_due(self, env_steps: int) -> int:
+        """How many updates SAC makes in its first `env_steps` environment steps."""
+        return max(0, int((env_steps - self.learning_starts) / self.steps_per_update))
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to config.yaml."""
         return dataclasses.asdict(self)

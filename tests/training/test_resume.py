@@ -83,6 +83,50 @@ def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, An
         assert torch.equal(a, b), name
 
 
+class _InterruptAfter(Callback):
+    """Presses Ctrl-C when a given number of updates has been made."""
+
+    def __init__(self, updates: int) -> None:
+        self._updates = updates
+
+    def on_progress(self, env_steps: int, updates: int) -> None:
+        if updates == self._updates:
+            self._updates = -1
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["within", "at-the-end"])
+def test_resuming_between_the_updates_after_a_step_is_exact(quick_config: Any, last: bool):
+    """Two stops within the updates after one step, where a line, an evaluation and a checkpoint
+    are due."""
+    options = {
+        "steps_per_update": 1.0,
+        "eval.interval": 200,
+        "checkpoint_interval": 200,
+        "replay.sampling": "prioritised",
+        "sac.learn_alpha": True,
+    }
+    whole = Trainer(quick_config("whole", **options)).train()
+    due = 300 if last else 100  # four of them after the last step
+    stopped = Trainer(
+        quick_config("parts", **options), callbacks=[_InterruptAfter(due - 3)]
+    ).train()
+    for updates in (due - 3, due - 1):
+        assert stopped.interrupted
+        assert (stopped.env_steps, stopped.updates) == (due + 100, updates)
+        state = json.loads((latest_checkpoint(stopped.out) / "state.json").read_text())
+        assert (state["env_steps"], state["updates"]) == (due + 100, updates)
+        stopped = Trainer.resume(stopped.out, callbacks=[_InterruptAfter(due - 1)]).train()
+    assert not stopped.interrupted
+    assert _metrics(whole.out) == _metrics(stopped.out)
+    for (name, a), (_, b) in zip(
+        whole.policy.trainable_parameters().items(),
+        stopped.policy.trainable_parameters().items(),
+        strict=True,
+    ):
+        assert torch.equal(a, b), name
+
+
 def test_a_killed_run_resumes_from_its_last_checkpoint(quick_config: Any):
     """Log lines beyond the checkpoint are set aside and written again, the same."""
     config = quick_config("killed", checkpoint_interval=200)
@@ -99,6 +143,27 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(quick_config: Any):
     Trainer.resume(folder).train()
     assert _metrics(folder) == complete
     assert (folder / "metrics.discarded.jsonl").read_text().count("\n") == 3
+
+
+def test_a_checkpoint_is_not_lost_where_its_replacement_was_killed(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch
+):
+    first = Trainer(quick_config("replaced", keep_checkpoints=1)).train()
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise SystemExit
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(SystemExit):
+        Trainer.resume(first.out).save()
+    monkeypatch.undo()
+    assert not list((first.out / "checkpoints").glob("step-*"))
+    longer = Trainer.resume(first.out, total_steps=440).train()
+    assert longer.env_steps == 440
+    assert [p.name for p in (first.out / "checkpoints").iterdir()] == ["step-000000000440"]
 
 
 def test_training_longer_than_planned(quick_config: Any):

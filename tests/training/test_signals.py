@@ -207,7 +207,7 @@ def test_a_scheduler_ends_a_run_of_the_command_line(tmp_path: Path):
         status = run.wait()
     text = "".join(said)
     assert status == 130, text
-    assert "stopping after this step, then saving" in text
+    assert "stopping after this step or update, then saving" in text
     assert f"sacglam train --resume {tmp_path / 'run'}" in text
     assert "Traceback" not in text
     assert latest_checkpoint(tmp_path / "run") is not None

@@ -36,6 +36,10 @@ class Algorithm(Protocol):
         """
         ...
 
+    def behind(self, env_steps: int) -> bool:
+        """Whether updates that are due after `env_steps` were left, which `learn` then makes."""
+        ...
+
     def save(self, writer: CheckpointWriter) -> dict[str, Any]:
         """Write all that is not the policy into a checkpoint; returns entries of state.json."""
         ...

@@ -325,7 +325,7 @@ def _count_updates(config: TrainConfig) -> int:
         steps = config.ppo.rollout * config.env.num_envs
         per_epoch = -(-steps // config.ppo.minibatch)
         return config.total_steps // steps * config.ppo.epochs * per_epoch
-    return max(0, int((config.total_steps - config.learning_starts) / config.steps_per_update))
+    return config.updates_due(config.total_steps)
 
 
 def _evaluated(config: TrainConfig) -> int:

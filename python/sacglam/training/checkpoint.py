@@ -37,7 +37,11 @@ def checkpoint_folder(run: Path, env_steps: int) -> Path:
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     folder = Path(run) / "checkpoints"
-    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
+    found = {p.name: p for p in folder.glob("step-*") if (p / "state.json").is_file()}
+    for old in folder.glob(".step-*.old"):  # killed while it was replaced
+        if (old / "state.json").is_file():
+            found.setdefault(old.name[1 : -len(".old")], old)
+    return [found[name] for name in sorted(found)]
 
 
 def latest_checkpoint(run: str | Path) -> Path:

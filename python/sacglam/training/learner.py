@@ -57,10 +57,10 @@ class Learner:
             DivergedError: a loss or the gradient is not finite; the parameters stay as they were.
         """
         config, device = self.config, self.policy.device
-        due = max(1.0, (config.total_steps - config.learning_starts) / config.steps_per_update)
+        progress = self.updates / max(1, config.updates_due(config.total_steps))
         # Importance weights: their exponent rises linearly, to 1 at the end (Schaul et al. 2016).
         beta = config.replay.priority_beta
-        beta += (1.0 - beta) * min(1.0, self.updates / due)
+        beta += (1.0 - beta) * min(1.0, progress)
         batch = self.buffer.sample(config.optim.batch_size, beta=beta)
         alpha = self.alpha
         self._graphs = sac_graphs(self.objective, self._graphs)
@@ -75,7 +75,7 @@ class Learner:
 
         if config.replay.sampling == "prioritised":
             self.buffer.update_priorities(batch.key, td_error.float().numpy())
-        self.optimiser.step(self.updates, self.updates / due)
+        self.optimiser.step(self.updates, progress)
         self.target.update(config.sac.target_rate)
         if config.sac.learn_alpha:
             sets = self.texts.policy_sets(batch.candidates)

@@ -70,6 +70,9 @@ class PpoAlgorithm:
             if options.target_kl is not None and np.mean(divergence) > options.target_kl:
                 break
 
+    def behind(self, env_steps: int) -> bool:
+        return False  # what is learned from one rollout is learned as a whole
+
     def _update(self, parts: list[Minibatch], progress: float) -> dict[str, float]:
         """One gradient update."""
         sizes = [part.forest.num_rows for part in parts]

@@ -64,7 +64,9 @@ class _Show(Callback):
         self._display.evaluating(kind, done, episodes)
 
     def on_interrupt(self) -> None:
-        self._display.message("stopping after this step, then saving (Ctrl-C again: at once)")
+        self._display.message(
+            "stopping after this step or update, then saving (Ctrl-C again: at once)"
+        )
 
 
 def train_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> TrainResult:

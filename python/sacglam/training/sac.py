@@ -69,10 +69,11 @@ class SacAlgorithm:
         return self.learner.updates
 
     def learn(self, env_steps: int) -> Iterator[dict[str, float]]:
-        config = self.config
-        due = int((env_steps - config.learning_starts) / config.steps_per_update)
-        while len(self.buffer) and self.learner.updates < due:
+        while self.behind(env_steps):
             yield self.learner.update()
+
+    def behind(self, env_steps: int) -> bool:
+        return len(self.buffer) > 0 and self.updates < self.config.updates_due(env_steps)
 
     def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
         learner = self.learner

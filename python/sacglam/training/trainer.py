@@ -151,7 +151,7 @@ class Trainer:
         with exclusive(self.out), signals.stopping(self._request_stop):
             try:
                 self._run()
-                if self.env_steps >= self.config.total_steps:
+                if not self._goes_on:
                     with self.clock.paused(), suppress(_Stopped):
                         result = self._final_evaluation()
             finally:
@@ -170,7 +170,7 @@ class Trainer:
         """Up to the checkpoint at the end."""
         config = self.config
         config.save(self.out / "config.yaml")
-        saved_at = self.env_steps if self._begun else -1
+        saved_at = self._position if self._begun else None
         if not self._begun:
             self.algorithm.collector.start()
             self._begun = True
@@ -182,9 +182,13 @@ class Trainer:
         since = (self.clock.wall_s, self.env_steps, algorithm.updates)
         self.clock.start()
         try:
-            while self.env_steps < config.total_steps and not self._stop:
-                before = self.env_steps
-                self._iterate()
+            while self._goes_on and not self._stop:
+                if not self._behind:
+                    self._collect()
+                self._learn()
+                if self._behind:  # told to stop; the rest is done when the run goes on
+                    break
+                before = self.env_steps - config.env.num_envs
                 evaluates = _crossed(before, self.env_steps, config.eval.interval)
                 if evaluates or _crossed(before, self.env_steps, config.log_interval):
                     now = (self.clock.wall_s, self.env_steps, algorithm.updates)
@@ -193,7 +197,7 @@ class Trainer:
                     since = now
                 if _crossed(before, self.env_steps, config.checkpoint_interval):
                     self.save()
-                    saved_at = self.env_steps
+                    saved_at = self._position
         except DivergedError as error:
             folder = self.save()
             raise DivergedError(f"{error}. The run was saved in {folder}") from error
@@ -201,18 +205,38 @@ class Trainer:
             raise self._out_of_memory(error) from error
         finally:
             writer.close()
-        if saved_at != self.env_steps:
+        if saved_at != self._position:
             self.save()
 
-    def _iterate(self) -> None:
-        """One step in every environment, and the updates that are due."""
+    @property
+    def _position(self) -> tuple[int, int]:
+        return self.env_steps, self.algorithm.updates
+
+    @property
+    def _behind(self) -> bool:
+        """Whether the updates after the last step were left."""
+        return self.algorithm.behind(self.env_steps)
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.env_steps < self.config.total_steps or self._behind
+
+    def _collect(self) -> None:
+        """One step in every environment."""
         for result in self.algorithm.collector.step():
             self.meter.episode(result)
             for callback in self.callbacks:
                 callback.on_episode(result)
         self.env_steps += self.config.env.num_envs
         self._tell_progress()
-        for metrics in self.algorithm.learn(self.env_steps):
+
+    def _learn(self) -> None:
+        """The updates that are due, unless they can be left and the run is to stop."""
+        updates = self.algorithm.learn(self.env_steps)
+        while not (self._stop and self._behind):
+            metrics = next(updates, None)
+            if metrics is None:
+                break
             self.meter.update(metrics)
             self._tell_progress()
 
