@@ -12,6 +12,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -104,14 +105,16 @@ class ReplayBuffer {
       adopt(input);
       input.check(state().tables, std::numeric_limits<std::int64_t>::max());
     }
-    std::int64_t first = -1;
+    std::vector<EpisodeInput> pieces;
     for (std::size_t begin = 0, end = 0; begin < length; begin = end) {
       const std::size_t most = static_cast<std::size_t>((settings_.capacity + 1) / 2);
       end = begin + 1;
       while (end < length && end - begin < most && fits(input, begin, end + 1)) ++end;
-      const std::int64_t id = add_whole(input.piece(begin, end));
-      if (first < 0) first = id;
+      pieces.push_back(input.piece(begin, end));
     }
+    if (frees()) return add_freeing(input, pieces);
+    const std::int64_t first = add_whole(pieces.front());
+    for (std::size_t i = 1; i < pieces.size(); ++i) add_whole(pieces[i]);
     return first;
   }
 
@@ -220,25 +223,33 @@ class ReplayBuffer {
     }
     return owned_->store.episodes().next();
   }
-  std::int64_t add_freeing(const EpisodeInput& input) {
+  // All pieces of an episode, or none.
+  std::int64_t add_freeing(const EpisodeInput& whole, std::span<const EpisodeInput> pieces) {
     const std::scoped_lock lock(writers(commit_), intern_);
     State& now = *owned_;
-    input.check(now.tables, settings_.capacity);
-    const std::size_t need = now.bytes_of(input);
-    if (need > now.capacity_bytes) {
-      throw ReplayFault("an episode of " + std::to_string(input.actions.size()) +
-                        " transitions takes " + std::to_string(need) +
-                        " bytes with its texts, and capacity_bytes is " +
-                        std::to_string(now.capacity_bytes) + "; raise it or shorten episodes");
+    for (const EpisodeInput& piece : pieces) {
+      piece.check(now.tables, settings_.capacity);
+      const std::size_t need = now.bytes_of(piece);
+      if (need > now.capacity_bytes) {
+        throw ReplayFault("an episode of " + std::to_string(piece.actions.size()) +
+                          " transitions takes " + std::to_string(need) +
+                          " bytes with its texts, and capacity_bytes is " +
+                          std::to_string(now.capacity_bytes) + "; raise it or shorten episodes");
+      }
     }
-    now.lives->touch(input, now.store.episodes().next());
-    const std::uint64_t label = now.store.add(input);
-    now.make_room(0);
+    std::int64_t first = -1;
+    for (const EpisodeInput& piece : pieces) {
+      // Also the texts of the pieces to come: this one may drive out what kept them.
+      now.lives->touch(whole, now.store.episodes().next());
+      const auto label = static_cast<std::int64_t>(now.store.add(piece));
+      if (first < 0) first = label;
+      now.make_room(0);
+    }
     reclaimer_.collect();
-    return static_cast<std::int64_t>(label);
+    return first;
   }
   std::int64_t add_whole(const EpisodeInput& input) {
-    if (frees()) return add_freeing(input);
+    if (frees()) return add_freeing(input, {&input, 1});
     for (;;) {
       const std::uint64_t loads = loads_.load(std::memory_order_acquire);
       {

@@ -9,6 +9,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -160,8 +161,7 @@ inline void write_checkpoint(const std::string& path, const Bytes& payload) {
   header.own = header_checksum(header);
 
   static std::atomic<unsigned> serial{0};
-  const std::string temporary = path + ".tmp." + std::to_string(::getpid()) + "." +
-                                std::to_string(serial.fetch_add(1, std::memory_order_relaxed));
+  std::string temporary;
   const auto fail = [&](const char* what) {
     const std::string reason = std::strerror(errno);
     ::unlink(temporary.c_str());
@@ -169,11 +169,16 @@ inline void write_checkpoint(const std::string& path, const Bytes& payload) {
                           reason + "; what the file held before is untouched");
   };
   {
-    const File file(temporary, O_WRONLY | O_CREAT | O_EXCL);
-    if (!file.is_open()) fail("creating a temporary file beside it");
-    if (!file.write_all(&header, sizeof header)) fail("writing");
-    if (!file.write_all(payload.data(), payload.size())) fail("writing");
-    if (!file.sync()) fail("fsync");
+    std::optional<File> file;
+    do {  // a killed process may have left one: in containers pids are used again
+      temporary = path + ".tmp." + std::to_string(::getpid()) + "." +
+                  std::to_string(serial.fetch_add(1, std::memory_order_relaxed));
+      file.emplace(temporary, O_WRONLY | O_CREAT | O_EXCL);
+    } while (!file->is_open() && errno == EEXIST);
+    if (!file->is_open()) fail("creating a temporary file beside it");
+    if (!file->write_all(&header, sizeof header)) fail("writing");
+    if (!file->write_all(payload.data(), payload.size())) fail("writing");
+    if (!file->sync()) fail("fsync");
   }
   if (::rename(temporary.c_str(), path.c_str()) != 0) fail("renaming the temporary file");
   const std::size_t slash = path.rfind('/');

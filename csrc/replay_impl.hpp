@@ -64,6 +64,15 @@ inline void ReplayBuffer::load(const std::string& path) {
   std::unique_ptr<State> loaded =
       read_state(file, settings_, new_state(0), reclaimer_, log_ ? &episodes : nullptr);
   if (interning.owns_lock()) interning.unlock();
+  for (const LoadedEpisode& e : episodes) {
+    if (!log_->fits(e.input.actions.size(), e.input.achieved.size())) {
+      throw CheckpointFault("cannot load the replay checkpoint '" + path + "': episode " +
+                            std::to_string(e.label) + " has " +
+                            std::to_string(e.input.actions.size()) +
+                            " transitions, more than a segment of the shared buffer '" +
+                            log_->name() + "' holds; raise its capacity");
+    }
+  }
   const std::scoped_lock lock(commit_, intern_);
   if (log_) {  // for the other processes; here they are
     for (const LoadedEpisode& e : episodes) log_->append(e.input, e.label);

@@ -28,21 +28,27 @@ inline std::unique_ptr<SharedLog> SharedLog::create(const std::string& name,
       sizes.bytes > (std::int64_t{1} << 37)) {
     throw ReplayFault("shared_texts must be in [16, 2^30] and shared_bytes in [2^20, 2^37]");
   }
-  if (Mapping::exists(name)) {
-    const Mapping old = Mapping::open(name);
+  const auto may_replace = [&](const Mapping& old) {
+    if (old.bytes() < sizeof(Header)) return;
     const auto* header = reinterpret_cast<const Header*>(old.data());
-    const Owner creator{
-        old.bytes() < sizeof(Header) ? 0 : header->creator.load(std::memory_order_acquire)};
+    const Owner creator{header->creator.load(std::memory_order_acquire)};
+    if (header->name_space != 0 && header->name_space != Owner::name_space()) {
+      throw ReplayFault("a shared buffer '" + name +
+                        "' exists, made in another pid namespace (container), whose processes "
+                        "cannot be seen here: choose another name, or if none of them uses it any "
+                        "more, remove /dev/shm/sacglam-" +
+                        name);
+    }
     if (!creator.is_dead()) {
       throw ReplayFault("a shared buffer '" + name + "' exists, made by process " +
                         std::to_string(creator.pid()) +
                         ", which lives: attach to it, or choose another name");
     }
-    Mapping::unlink(name);  // who still uses it keeps it
-  }
+  };
   const Layout layout = layout_for(settings, sizes);
   const std::size_t fixed = arena_at(layout);
-  Mapping mapping = Mapping::create(name, fixed + layout.arena_units * SharedArena::kUnit);
+  Mapping mapping =
+      Mapping::create(name, fixed + layout.arena_units * SharedArena::kUnit, may_replace);
   try {
     mapping.reserve(0, fixed);
   } catch (...) {
@@ -57,6 +63,7 @@ inline std::unique_ptr<SharedLog> SharedLog::create(const std::string& name,
   header->next_ticket.store(1, std::memory_order_relaxed);
   // Release: whoever finds the magic number (acquire, in checked) finds the rest.
   header->magic.store(kMagic, std::memory_order_release);
+  mapping.publish();
   return std::unique_ptr<SharedLog>(new SharedLog(std::move(mapping), true));
 }
 
@@ -116,7 +123,8 @@ inline SharedLog::~SharedLog() {
     }
     header_->producers[static_cast<std::size_t>(mine)].store(0, std::memory_order_release);
   }
-  if (creator_) Mapping::unlink(name());
+  // Somebody may have removed the file, and made another.
+  if (creator_ && mapping_.has_its_name()) Mapping::unlink(name());
 }
 
 // ---- producers

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,36 +18,60 @@ namespace sacglam::replay {
 
 class Mapping {
  public:
-  // Memory of `bytes` that are not there yet: see reserve(). Throws when the name is taken.
-  static Mapping create(const std::string& name, std::size_t bytes) {
-    Mapping m(name, ::shm_open(path_of(name).c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
-    if (m.fd_ < 0) m.fail("creating it");
-    if (::ftruncate(m.fd_, static_cast<off_t>(bytes)) != 0) {
-      const int reason = errno;
-      ::shm_unlink(path_of(name).c_str());
-      errno = reason;
-      m.fail("giving it its size");
+  // Memory of `bytes` that are not there yet: see reserve(). Until publish(), nobody else can
+  // create one of this name; if this process is killed before, the next one may. Where the name is
+  // taken, `may_replace(old)` throws, unless nobody needs it any more.
+  template <class MayReplace>
+  static Mapping create(const std::string& name, std::size_t bytes, const MayReplace& may_replace) {
+    for (;;) {
+      Mapping m(name, ::shm_open(path_of(name).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+      if (m.fd_ < 0) m.fail("creating it");
+      // The system gives the lock back for a process that is killed. Which of several creators
+      // made the file does not matter: who has the lock goes on.
+      if (::flock(m.fd_, LOCK_EX | LOCK_NB) != 0) {
+        throw ReplayFault("the shared buffer '" + name +
+                          "' is just being made by another process: attach to it, or choose "
+                          "another name");
+      }
+      if (!m.has_its_name()) continue;  // it was removed between the two calls
+      if (m.size() > 0) {
+        m.map();
+        may_replace(m);
+        unlink(name);  // who still uses it keeps it
+        continue;
+      }
+      if (::ftruncate(m.fd_, static_cast<off_t>(bytes)) != 0) {
+        const int reason = errno;
+        unlink(name);
+        errno = reason;
+        m.fail("giving it its size");
+      }
+      m.map();
+      return m;
     }
-    m.map(bytes);
-    return m;
   }
+  void publish() const { ::flock(fd_, LOCK_UN); }
   static Mapping open(const std::string& name) {
     Mapping m(name, ::shm_open(path_of(name).c_str(), O_RDWR | O_CLOEXEC, 0600));
     if (m.fd_ < 0) m.fail("opening it");
-    m.map(0);
+    m.map();
     return m;
   }
   // The same memory once more, even when its name is gone.
   Mapping duplicate() const {
     Mapping m(name_, ::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
     if (m.fd_ < 0) m.fail("duplicating it");
-    m.map(bytes_);
+    m.map();
     return m;
   }
-  static bool exists(const std::string& name) {
-    const int fd = ::shm_open(path_of(name).c_str(), O_RDONLY | O_CLOEXEC, 0600);
-    if (fd >= 0) ::close(fd);
-    return fd >= 0;
+  // Whether the name is still that of this memory.
+  bool has_its_name() const {
+    const int fd = ::shm_open(path_of(name_).c_str(), O_RDONLY | O_CLOEXEC, 0600);
+    if (fd < 0) return false;
+    struct stat mine{}, named{};
+    const bool known = ::fstat(fd_, &mine) == 0 && ::fstat(fd, &named) == 0;
+    ::close(fd);
+    return known && mine.st_dev == named.st_dev && mine.st_ino == named.st_ino;
   }
   static void unlink(const std::string& name) { ::shm_unlink(path_of(name).c_str()); }
 
@@ -100,13 +125,14 @@ class Mapping {
     throw ReplayFault("the shared buffer '" + name_ + "': " + doing +
                       " failed: " + std::strerror(errno));
   }
-  void map(std::size_t bytes) {
-    if (bytes == 0) {
-      struct stat info{};
-      if (::fstat(fd_, &info) != 0) fail("asking for its size");
-      bytes = static_cast<std::size_t>(info.st_size);
-      if (bytes == 0) throw ReplayFault("the shared buffer '" + name_ + "' is not ready yet");
-    }
+  std::size_t size() const {
+    struct stat info{};
+    if (::fstat(fd_, &info) != 0) fail("asking for its size");
+    return static_cast<std::size_t>(info.st_size);
+  }
+  void map() {
+    const std::size_t bytes = size();
+    if (bytes == 0) throw ReplayFault("the shared buffer '" + name_ + "' is not ready yet");
     void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
     if (data == MAP_FAILED) fail("mapping it");
     data_ = data;

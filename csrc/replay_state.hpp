@@ -345,7 +345,10 @@ IdMap read_table(Reader& reader, std::uint32_t version, Tables& tables, const Id
     here.add(file_id, id);
     take(id, last_use);
   }
-  if (table.frees() && version > 2) table.skip_to(end);
+  if (table.frees() && version > 2) {
+    if (end < 0) Reader::fail();
+    table.skip_to(end);
+  }
   return here;
 }
 

@@ -212,7 +212,7 @@ class TreeAttention {
   std::int64_t bias_begin(const Block& block, int b) const {
     if (block.run[b] == 0 || block.run[b] > consecutive_) return -1;
     const std::int64_t x = std::int64_t{a_.k_pos[first_]} - a_.q_pos[block.query[b]] + padded_;
-    return x >= 0 && x <= padded_ + kLanes ? x : -1;
+    return x >= 0 && x + block.run[b] <= 2 * padded_ ? x : -1;
   }
   void gather_bias_gradient() {
     float* out = bias_part();

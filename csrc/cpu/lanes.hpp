@@ -45,11 +45,11 @@ inline float largest(Vec v) {
   return most;
 }
 
-// exp(x) to about 2 units in the last place for x <= 88; 0 below -87.3.
+// exp(x) to about 2 units in the last place for x <= 88; 0 below -87.3, NaN of NaN.
 inline Vec exp(Vec x) {
   const Vec magic = splat(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec low = splat(-87.3F);
-  const Vec clamped = x > low ? x : low;
+  const Vec clamped = x < low ? low : x;
   const Vec shifted = clamped * 1.44269504F + magic;
   const Vec n = shifted - magic;
   Vec r = clamped - n * 0.693359375F;  // ln 2 in two parts, the first exact in few bits

@@ -151,12 +151,10 @@ class ReplayBuffer:
         vars(self).update(self._settings)
         self.capacity_bytes = capacity_bytes
         self.seed = integer("seed", seed, 0, 2**64 - 1)
-        self.prefetch = integer("prefetch", prefetch, 0, 1024)
         if goals is not None and not callable(goals):
             raise ReplayError(f"goals must be a function of a GoalRequest, got {shown(goals)}")
-        if goals is not None and prefetch:
-            raise ReplayError("prefetch draws batches without Python: it cannot call goals=")
         self._goals = goals
+        self._set_prefetch(prefetch)
         self._ask = None if goals is None else functools.partial(ask, goals)
         self._ahead: Any = None
         self.name = shared
@@ -178,11 +176,21 @@ class ReplayBuffer:
         self._start_ahead()
         shared_buffers.add(self)
 
+    def _set_prefetch(self, prefetch: Any) -> None:
+        self.prefetch: int = integer("prefetch", prefetch, 0, 1024)
+        if self.prefetch and self._goals is not None:
+            raise ReplayError("prefetch draws batches without Python: it cannot call goals=")
+        if self.prefetch and self.capacity_bytes is not None:
+            raise ReplayError(
+                "prefetch cannot be used with capacity_bytes: texts of batches that are ready "
+                "would be freed"
+            )
+
     def _start_ahead(self) -> None:
         if self.prefetch:
             self._ahead = _C.ReplayPrefetcher(self._native, self.prefetch)
             # Also at the end of the interpreter, while everything is still there.
-            weakref.finalize(self, self._ahead.stop)
+            self._stop_ahead = weakref.finalize(self, self._ahead.stop)
             prefetching.add(self)
 
     @classmethod
@@ -205,7 +213,7 @@ class ReplayBuffer:
                 raise ReplayError(f"{fixed} is decided by the creator of a shared buffer")
         ahead = given.pop("prefetch", 0)
         buffer = cls(**given)
-        buffer.prefetch = integer("prefetch", ahead, 0, 1024)
+        buffer._set_prefetch(ahead)
         buffer.name = name
         buffer._native = native.with_settings(native_settings(buffer._settings), buffer.seed)
         buffer._start_ahead()
@@ -232,7 +240,7 @@ class ReplayBuffer:
         way in other threads end normally, later ones raise ReplayError. Others who have attached
         go on."""
         if self._ahead is not None:
-            self._ahead.stop()
+            self._stop_ahead()  # and lets go of the memory
             self._ahead = None
         self._native = Closed()
         shared_buffers.discard(self)
