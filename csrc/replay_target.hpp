@@ -41,11 +41,12 @@ class Targets {
     double gamma_k = 1.0;
     bool terminal = false;
     if (relabeled) {
-      // Under another goal the recorded rewards and termination say nothing: only a hit ends.
-      for (std::int32_t k = 0; hits != nullptr && k < m && !terminal; ++k) {
+      // Under another goal the recorded rewards say nothing: a hit pays and ends.
+      bool hit = false;
+      for (std::int32_t k = 0; hits != nullptr && k < m && !hit; ++k) {
         if (hits[k] == 0) continue;
         m = k + 1;
-        terminal = true;
+        hit = true;
       }
       const std::uint64_t end = e.event_begin + e.events;
       for (std::uint64_t p = draw.first_event; hits == nullptr && p < end; ++p) {
@@ -54,15 +55,18 @@ class Targets {
         if (event_step >= t + m) break;
         if (event_goal == goal) {
           m = event_step - t + 1;
-          terminal = true;
+          hit = true;
           break;
         }
       }
+      // What ended without a reward failed (death, a trap): no goal has a future there.
+      terminal =
+          hit || (e.terminated != 0 && t + m == e.length && steps.reward(e.length - 1) <= 0.0F);
       for (std::int32_t k = 0; rewards != nullptr && k < m; ++k) {
         reward += gamma_k * static_cast<double>(rewards[k]);
         gamma_k *= settings_.gamma;
       }
-      if (terminal && rewards == nullptr)
+      if (hit && rewards == nullptr)
         reward += power(m - 1) * static_cast<double>(settings_.her_reward);
     } else {
       for (std::int32_t k = 0; k < m; ++k) {

@@ -112,6 +112,7 @@ class ReplayConfig:
     her_ratio: float = 0.5  # share of relabeled rows (ours; HER paper 0.8)
     her_random: float = 0.5  # share of the relabeled rows with a goal of any episode
     her_balance: str = "goals"  # each goal an equal share (ours), or events
+    her_reward: float = 1.0  # for reaching a goal in hindsight: what the environment pays
     sampling: str = "transitions"  # uniform over them, over episodes, or prioritised by TD error
     priority_exponent: float = 0.6  # alpha of prioritised replay (Schaul et al. 2016)
     priority_beta: float = 0.4  # of its importance weights at first, rising to 1 (likewise)
@@ -161,6 +162,7 @@ class TrainConfig:
     critic_warmup: int = 0  # first updates that train the critic only (authors' code: 10)
     log_interval: int = 500  # environment steps between lines of metrics.jsonl
     checkpoint_interval: int = 10_000  # environment steps between checkpoints
+    checkpoint_minutes: float = 15.0  # and at most so long between two; 0: steps alone decide
     keep_checkpoints: int = 2  # older ones are deleted
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
@@ -346,6 +348,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "replay.capacity_bytes": (4096, 1 << 50, True),
     "replay.her_ratio": (0, 1, True),
     "replay.her_random": (0, 1, True),
+    "replay.her_reward": (-1e6, 1e6, True),
     "replay.priority_exponent": (0, 10, True),
     "replay.priority_beta": (0, 1, True),
     "optim.lr": (0, 10, False),
@@ -367,6 +370,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "critic_warmup": (0, 1 << 60, True),
     "log_interval": (1, 1 << 60, True),
     "checkpoint_interval": (1, 1 << 60, True),
+    "checkpoint_minutes": (0, 1e9, True),
     "keep_checkpoints": (1, 1 << 30, True),
     "seed": (0, (1 << 63) - 1, True),
     "threads": (0, 4096, True),

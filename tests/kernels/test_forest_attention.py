@@ -252,6 +252,29 @@ def test_segment_kernels(sizes, interpreter, relative_error):
     _compare(plan, 4, 2, 16, True, torch.float32, "triton", 5e-6, relative_error)
 
 
+@pytest.mark.parametrize("tokens", [16, 30, 32])
+@pytest.mark.parametrize("shift", [-17, -3, 1, 5, 15])
+def test_native_bias_where_the_keys_begin_elsewhere(tokens, shift, relative_error):
+    start, place = torch.tensor([0, tokens]), torch.arange(tokens)
+    plan = plan_segments(start, tokens, start, tokens, q_pos=place, k_pos=place + shift)
+    _compare(plan, 2, 2, 16, True, torch.float32, "native", 2e-6, relative_error)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", range(3), ids=["q", "k", "v"])
+def test_native_attention_hides_nothing_that_is_not_finite(where, value, make_forest):
+    """A diverged model must be seen in its losses."""
+    forest = make_forest([9, 40], trunk=0.8)
+    plan = plan_forest(forest.end, forest.tree_start, pos=forest.pos)
+    leaves, _ = _inputs([(2, plan.q_total, 16)] * 3, torch.float32, seed=3)
+    with torch.no_grad():
+        leaves[where][:, 4] = value
+    spoilt = ~attention(*leaves, plan, backend="native").isfinite().all(-1)  # [H, T]
+    row = torch.arange(plan.q_total)
+    expected = (row == 4) if where == 0 else (row >= 4) & (row < forest.end[4])
+    assert torch.equal(spoilt, expected.expand_as(spoilt))
+
+
 @pytest.mark.parametrize("backend", ["torch", "native"])
 def test_query_without_keys_gets_zeros(backend):
     plan = _segments([3, 2], [0, 4])

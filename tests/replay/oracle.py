@@ -370,7 +370,8 @@ class Oracle:
                 reward = float(np.float32(rewards[k - t]))
             total += gamma_k * reward
             gamma_k *= self.gamma
-            if hit or (not relabeled and e["term"] and k == length - 1):
+            over = e["term"] and k == length - 1 and (not relabeled or e["rew"][-1] <= 0)
+            if hit or over:
                 terminal = True
                 break
         return {

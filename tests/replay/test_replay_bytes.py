@@ -215,6 +215,41 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
     assert set(buffer.sample(8).episode.tolist()) == {small}
 
 
+@pytest.mark.parametrize("length", [11, 21, 40])
+def test_splitting_keeps_the_texts_of_the_pieces_to_come(length):
+    buffer = ReplayBuffer(10, long_episodes="split", capacity_bytes=10**6)
+    pair = [buffer.intern_text([7]), buffer.intern_text([8])]
+
+    def add(length, first):
+        observations = [buffer.intern_text([first + t]) for t in range(length + 1)]
+        buffer.add_episode(
+            buffer.intern_text([9]), observations,
+            [buffer.intern_candidates(pair)] * (length + 1), [0] * length, [0.0] * length,
+            True, False, [0] * (length + 1), [],
+        )  # fmt: skip
+        return observations
+
+    add(10, 100)
+    observations = add(length, 1000)
+    assert buffer.stats()["steps"] == 10 if length % 5 == 0 else length % 5 + 5
+    assert [buffer.text(t).tolist() for t in observations[-6:]] == [
+        [1000 + t] for t in range(length - 5, length + 1)
+    ]
+
+
+def test_splitting_stores_all_pieces_or_none():
+    buffer = ReplayBuffer(400, long_episodes="split", capacity_bytes=20_000)
+    text = buffer.intern_text([1])
+    actions = buffer.intern_candidates([text])
+    events = [0] * 201 + [500 * (t + 1) for t in range(300)]  # the second piece is too large
+    with pytest.raises(ReplayError, match="capacity_bytes"):
+        buffer.add_episode(
+            text, [text] * 501, [actions] * 501, [0] * 500, [0.0] * 500, True, False,
+            events, [text] * events[-1],
+        )  # fmt: skip
+    assert buffer.stats()["episodes"] == 0
+
+
 @pytest.mark.parametrize("value", [0, 1, 4095, -1, 2**60, 1e6, "1MB", True])
 def test_bad_limits_are_refused(value):
     with pytest.raises(ReplayError, match="capacity_bytes"):

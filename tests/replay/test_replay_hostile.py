@@ -233,6 +233,16 @@ def test_a_damaged_file_is_refused_and_the_buffer_stays(tmp_path):
     assert len(buffer) == 2
 
 
+def test_a_temporary_file_that_a_killed_process_left_is_passed_over(tmp_path):
+    """Containers use the same few process ids again and again."""
+    buffer = ReplayBuffer(10)
+    buffer.save(str(tmp_path / "first.bin"))
+    for serial in range(1000):
+        (tmp_path / f"c.bin.tmp.{os.getpid()}.{serial}").write_bytes(b"half")
+    buffer.save(str(tmp_path / "c.bin"))
+    ReplayBuffer(10).load(str(tmp_path / "c.bin"))
+
+
 def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     buffer = make()
     buffer.add_episode(**GOOD)

@@ -209,6 +209,25 @@ def filled(**kw):
     return buffer
 
 
+@pytest.mark.parametrize("setting", [{"goals": lambda r: r.goal}, {"capacity_bytes": 10**6}])
+def test_what_cannot_be_drawn_ahead_is_refused(setting):
+    with pytest.raises(ReplayError, match="prefetch"):
+        ReplayBuffer(10, prefetch=1, **setting)
+
+
+def test_attaching_with_goals_and_prefetch_is_refused():
+    name = f"ahead-{os.getpid()}"
+    with ReplayBuffer(100, shared=name), pytest.raises(ReplayError, match="prefetch"):
+        ReplayBuffer.attach(name, goals=lambda r: r.goal, prefetch=2)
+
+
+def test_closing_frees_the_memory_also_with_batches_drawn_ahead():
+    name = f"ahead-{os.getpid()}"
+    for _ in range(2):  # the second finds the name free
+        buffer = ReplayBuffer(100, shared=name, prefetch=2)
+        buffer.close()
+
+
 def test_what_a_batch_drawn_ahead_may_miss():
     """An addition is first seen `prefetch` + 1 calls later, at the latest."""
     buffer = filled(prefetch=2, her_strategy="none")

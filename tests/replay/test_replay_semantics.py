@@ -139,6 +139,21 @@ def test_recorded_termination_does_not_end_another_goal():
     assert all((r["r"], r["d"], r["m"]) == (0.0, 0.5, 1) for r in late)
 
 
+@pytest.mark.parametrize("reward", [0.0, -1.0])
+def test_a_failure_ends_every_goal(reward):
+    """Terminated without a reward: death, after which nothing more can be reached."""
+    buffer = make(her_strategy="random", her_balance="goals")
+    add(buffer, 5, {0: [A]}, terminated=True, rewards=[0.0] * 4 + [reward])
+    drawn = list(rows(buffer))
+    assert {r["t"] for r in drawn} == set(range(5))
+    for r in drawn:
+        if r["t"] == 0:  # hindsight's own end
+            assert (r["m"], r["r"], r["d"]) == (1, 1.0, 0.0)
+        else:
+            m = min(3, 5 - r["t"])
+            assert (r["m"], r["r"], r["d"]) == (m, 0.0, 0.0 if r["t"] + m == 5 else 0.5**m)
+
+
 def test_plain_rows_keep_rewards_and_tell_termination_from_truncation():
     buffer = make(her_strategy="none")
     end = add(buffer, 4, {3: [GOAL]}, terminated=True, rewards=[1.0, 2.0, 4.0, 8.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -10,12 +11,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sacglam.errors import ReplayError
+from sacglam.errors import CheckpointError, ReplayError
 from sacglam.replay import ReplayBuffer
 
 _numbers = itertools.count()
@@ -273,6 +275,97 @@ def test_a_buffer_left_by_a_dead_process_is_replaced(name):
     subprocess.run([sys.executable, "-c", code, name], check=True)
     with make(name) as buffer:
         assert len(buffer) == 0
+
+
+def test_a_buffer_that_was_never_finished_is_replaced(name):
+    Path(f"/dev/shm/sacglam-{name}").touch()  # killed at once
+    ReplayBuffer(100, shared=name).close()
+    Path(f"/dev/shm/sacglam-{name}").write_bytes(bytes(10**6))  # killed before the header
+    ReplayBuffer(100, shared=name).close()
+
+
+def test_of_many_creators_one_succeeds(name):
+    """They start together; a large buffer takes long to make."""
+    code = """
+        import os, sys, time
+        from sacglam.errors import ReplayError
+        from sacglam.replay import ReplayBuffer
+        print("ready", flush=True)
+        sys.stdin.readline()
+        try:
+            buffer = ReplayBuffer(1_000_000, shared=sys.argv[1])
+        except ReplayError as error:
+            print(error, flush=True)
+        else:
+            print("made", flush=True)
+            sys.stdin.readline()
+            assert os.path.exists("/dev/shm/sacglam-" + sys.argv[1])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), name]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(4)]
+        assert [child.stdout.readline() for child in children] == ["ready\n"] * 4
+        for child in children:
+            child.stdin.write("\n")
+            child.stdin.flush()
+        said = [child.stdout.readline() for child in children]
+        assert said.count("made\n") == 1, said
+        assert all("choose another name" in s for s in said if s != "made\n")
+        for child in children:
+            if child is not children[said.index("made\n")]:
+                child.wait()
+        children[said.index("made\n")].communicate("\n")
+        assert all(child.wait() == 0 for child in children)
+
+
+def test_a_living_buffer_of_another_pid_namespace_is_not_replaced(name):
+    code = f"""
+        from sacglam.replay import ReplayBuffer
+        from sacglam.errors import ReplayError
+        try:
+            ReplayBuffer(100, shared={name!r})
+        except ReplayError as error:
+            print(error)
+    """
+    with ReplayBuffer(100, shared=name):
+        done = subprocess.run(
+            [*("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"),
+             *(sys.executable, "-c", textwrap.dedent(code))],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode != 0 and "unshare" in done.stderr:
+            pytest.skip(f"no namespaces here: {done.stderr.strip()}")
+        assert "made in another pid namespace" in done.stdout, done.stderr
+        ReplayBuffer.attach(name).close()
+
+
+def test_who_closes_leaves_the_name_of_another_buffer(name):
+    path = Path(f"/dev/shm/sacglam-{name}")
+    first = ReplayBuffer(100, shared=name)
+    path.unlink()
+    second = ReplayBuffer(100, shared=name)
+    first.close()
+    assert path.exists()
+    second.close()
+    assert not path.exists()
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing(name, tmp_path):
+    private = ReplayBuffer(2000)
+    text = private.intern_text([1])
+    actions = private.intern_candidates([text])
+    for n in (10, 900):
+        private.add_episode(
+            text, [text] * (n + 1), [actions] * (n + 1), [0] * n, [0.0] * n, True, False,
+            [0] * (n + 1), [],
+        )  # fmt: skip
+    private.save(str(tmp_path / "long.bin"))
+    with ReplayBuffer(2000, shared=name) as buffer:
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="900 transitions"):
+                buffer.load(str(tmp_path / "long.bin"))
+            assert len(buffer) == 0
 
 
 def test_a_private_buffer_of_a_forked_process_can_be_read_only():

@@ -31,3 +31,15 @@ def test_pauses_are_left_out_and_earlier_parts_count():
     assert clock.wall_s >= 100.03 - 1e-3
     assert set(clock.seconds()) == {"wall_s", "cpu_s"}
     assert clock.cpu_s - before < 0.2  # the pause is not in it
+
+
+def test_what_lies_between_stop_and_start_is_left_out():
+    clock = Clock()
+    clock.start()
+    clock.stop()
+    before = clock.cpu_s
+    with clock.paused():
+        pass
+    _work(0.1)
+    clock.start()
+    assert clock.cpu_s - before < 0.1

@@ -95,28 +95,38 @@ class _InterruptAfter(Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["within", "at-the-end"])
-def test_resuming_between_the_updates_after_a_step_is_exact(quick_config: Any, last: bool):
-    """Two stops within the updates after one step, where a line, an evaluation and a checkpoint
-    are due."""
-    options = {
-        "steps_per_update": 1.0,
-        "eval.interval": 200,
-        "checkpoint_interval": 200,
-        "replay.sampling": "prioritised",
-        "sac.learn_alpha": True,
-    }
+OFF_POLICY = {"steps_per_update": 1.0, "replay.sampling": "prioritised", "sac.learn_alpha": True}
+# 50 steps of 4 environments, in 7 minibatches, 3 times
+ON_POLICY = {"algo": "ppo", "ppo.rollout": 50, "ppo.minibatch": 32, "ppo.epochs": 3}
+DIVERGING = {**ON_POLICY, "ppo.target_kl": 1e-9}  # the first epoch is the last
+
+
+@pytest.mark.parametrize(
+    ("options", "env_steps", "updates"),
+    [
+        (OFF_POLICY, 200, (97, 99)),  # 100 are due: the last four after the same step
+        (OFF_POLICY, 400, (297, 299)),
+        (ON_POLICY, 200, (1, 7, 16, 21)),
+        (ON_POLICY, 400, (28, 41)),
+        (DIVERGING, 200, (3, 7)),
+    ],
+    ids=["sac", "sac-at-the-end", "ppo", "ppo-at-the-end", "ppo-diverging"],
+)
+def test_resuming_between_the_updates_after_a_step_is_exact(
+    quick_config: Any, options: dict[str, Any], env_steps: int, updates: tuple[int, ...]
+):
+    """Stops within the updates after one step, where a line, an evaluation and a checkpoint are
+    due."""
+    options = {**options, "eval.interval": 200, "checkpoint_interval": 200}
     whole = Trainer(quick_config("whole", **options)).train()
-    due = 300 if last else 100  # four of them after the last step
-    stopped = Trainer(
-        quick_config("parts", **options), callbacks=[_InterruptAfter(due - 3)]
-    ).train()
-    for updates in (due - 3, due - 1):
+    config = quick_config("parts", **options)
+    stopped = Trainer(config, callbacks=[_InterruptAfter(updates[0])]).train()
+    for made, following in zip(updates, (*updates[1:], 0), strict=True):
         assert stopped.interrupted
-        assert (stopped.env_steps, stopped.updates) == (due + 100, updates)
+        assert (stopped.env_steps, stopped.updates) == (env_steps, made)
         state = json.loads((latest_checkpoint(stopped.out) / "state.json").read_text())
-        assert (state["env_steps"], state["updates"]) == (due + 100, updates)
-        stopped = Trainer.resume(stopped.out, callbacks=[_InterruptAfter(due - 1)]).train()
+        assert (state["env_steps"], state["updates"]) == (env_steps, made)
+        stopped = Trainer.resume(stopped.out, callbacks=[_InterruptAfter(following)]).train()
     assert not stopped.interrupted
     assert _metrics(whole.out) == _metrics(stopped.out)
     for (name, a), (_, b) in zip(
@@ -233,6 +243,75 @@ def test_evaluations_have_lines_of_their_own(quick_config: Any):
     assert evaluated == dict.fromkeys((80, 160, 240, 320, 400), 5)
 
 
+def test_a_trainer_made_before_another_went_on_is_refused(quick_config: Any):
+    out = Trainer(quick_config("late")).train().out
+    late = Trainer.resume(out, total_steps=500)
+    Trainer.resume(out, total_steps=450).train()
+    before = _metrics(out)
+    with pytest.raises(RunFolderError, match=r"another process has trained .*step-000000000452"):
+        late.train()
+    assert _metrics(out) == before
+
+
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+def test_after_an_error_of_a_callback_the_run_can_go_on_exactly(quick_config: Any, algo: str):
+    options = {"algo": algo, "ppo.rollout": 30, "ppo.minibatch": 16}
+    whole = Trainer(quick_config("whole", **options)).train()
+
+    class Fail(Callback):
+        def on_episode(self, result: Any) -> None:
+            if trainer.env_steps >= 250:
+                raise ConnectionError("the logging service is gone")
+
+    trainer = Trainer(quick_config("parts", **options), callbacks=[Fail()])
+    with pytest.raises(ConnectionError) as caught:
+        trainer.train()
+    assert f"sacglam train --resume {trainer.out}" in caught.value.__notes__[0]
+    resumed = Trainer.resume(trainer.out).train()
+    assert _metrics(whole.out) == _metrics(resumed.out)
+
+
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+@pytest.mark.parametrize("call", ["step", "reset"])
+def test_an_error_of_an_environment_loses_nothing(quick_config: Any, algo: str, call: str):
+    from sacglam.envs.playground import PRESETS, PlaygroundText
+
+    class Failing(PlaygroundText):
+        armed, calls = False, 0
+
+        def __init__(self) -> None:
+            super().__init__(**PRESETS["playground/small"])
+
+        def step(self, action: str) -> Any:
+            self._count("step", 250)  # of all environments
+            return super().step(action)
+
+        def reset(self, **options: Any) -> Any:
+            self._count("reset", 8)
+            return super().reset(**options)
+
+        def _count(self, name: str, most: int) -> None:
+            if name != call or not Failing.armed:
+                return
+            Failing.calls += 1
+            if Failing.calls == most:
+                raise OSError("the simulator is gone")
+
+    class Arm(Callback):
+        def on_progress(self, env_steps: int, updates: int) -> None:
+            Failing.armed = True
+
+    options = {"algo": algo, "ppo.rollout": 30, "eval.episodes": 1}
+    trainer = Trainer(quick_config("parts", **options), env=Failing, callbacks=[Arm()])
+    with pytest.raises(OSError, match="the simulator is gone"):
+        trainer.train()
+    assert int(latest_checkpoint(trainer.out).name[5:]) == trainer.env_steps
+    Failing.armed = False
+    resumed = Trainer.resume(trainer.out, env=Failing).train()
+    assert resumed.env_steps == 400
+    assert len(_metrics(resumed.out)) == 4
+
+
 def test_two_trainers_in_one_folder_are_refused(quick_config: Any):
     """The second would overwrite the first one's checkpoints."""
     seen: list[str] = []
@@ -243,9 +322,12 @@ def test_two_trainers_in_one_folder_are_refused(quick_config: Any):
                 Trainer.resume(first.out).train()
             seen.append(str(refused.value))
 
-    first = Trainer(quick_config("shared", checkpoint_interval=50), callbacks=[Second()])
-    first.train()
+    config = quick_config("shared", checkpoint_interval=50)
+    first = Trainer(config, callbacks=[Second()])
+    early = first.train()
     assert len(seen) == 4
+    assert [m["env_steps"] for m in _metrics(early.out)] == [100, 200, 300, 400]
+    assert not (early.out / "metrics.discarded.jsonl").exists()
     state = latest_checkpoint(first.out)
     assert Trainer.resume(first.out, total_steps=420).train().env_steps == 420  # free again
     assert latest_checkpoint(first.out) != state

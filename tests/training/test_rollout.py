@@ -10,7 +10,7 @@ import torch
 from sacglam import Trainer
 from sacglam.training.episode import prompts_of
 from sacglam.training.ppo import PpoAlgorithm
-from sacglam.training.rollout import Rollout, RolloutCollector
+from sacglam.training.rollout import Experience, Rollout, RolloutCollector
 
 
 class Line:
@@ -89,12 +89,16 @@ def test_advantages_of_terminated_cut_and_open_episodes(algorithm: PpoAlgorithm)
     assert len(collector.rollout) == 0
 
 
+def _order(experience: Experience) -> Any:
+    return np.random.default_rng(0).permutation(len(experience))
+
+
 def test_minibatches_hold_every_step_once_as_it_was_acted(algorithm: PpoAlgorithm):
     collector = algorithm.collector
     _play(collector, 7)
     taken = list(zip(collector.rollout.action, collector.rollout.log_prob, strict=True))
     experience = collector.take(0.9, 0.7)
-    batches = [part for [part] in experience.minibatches(8, np.random.default_rng(0))]
+    batches = [part for [part] in experience.minibatches(_order(experience), 8)]
     assert [len(b.rows.action) for b in batches] == [7, 7, 7]
     found = []
     for batch in batches:
@@ -110,8 +114,8 @@ def test_minibatches_in_parts_are_normalised_as_wholes(algorithm: PpoAlgorithm):
     _play(algorithm.collector, 7)
     experience = algorithm.collector.take(0.9, 0.7)
     for whole, parts in zip(
-        experience.minibatches(11, np.random.default_rng(0)),
-        experience.minibatches(11, np.random.default_rng(0), most=4, normalise=True),
+        experience.minibatches(_order(experience), 11),
+        experience.minibatches(_order(experience), 11, most=4, normalise=True),
         strict=True,
     ):
         assert len(whole) == 1

@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(getattr(commands, arguments.run)(arguments) or 0)
     except SacglamError as error:
         print(f"sacglam: {type(error).__name__}: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):
+            print(f"sacglam: {note}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nsacglam: stopped", file=sys.stderr)

@@ -50,7 +50,8 @@ class ReplayBuffer:
 
     Targets: m = min(n_step, steps to the episode's end). A relabeled row also stops at the
     first step at or after t that achieves its goal: `her_reward` there, and terminal; other
-    steps pay 0, and the recorded termination, which belongs to another goal, does not end it.
+    steps pay 0. The recorded termination belongs to another goal and does not end it, unless
+    the last step paid nothing (or less): a failure, after which no goal has a future.
     Truncation (and an episode that ends with neither flag) bootstraps: discount gamma^m.
 
     Where a transition is drawn uniformly here, `sampling="episodes"` first draws an episode among
@@ -90,7 +91,7 @@ class ReplayBuffer:
     Args:
         capacity: transitions held at most.
         capacity_bytes: bytes of transitions and texts held at most, [4096, 2**50], not for a shared
-            buffer. Texts and candidate sets that no stored episode uses any more are freed then,
+            buffer or with `prefetch`. Texts and candidate sets that no stored episode uses any more are freed then,
             and their ids are not used again: an id is good until all that was stored, when it was
             last interned or used, is gone. Intern again where an id may be older: it is cheap.
             The newest episode always stays. `stats()["content_bytes"]` says what is taken; rings

@@ -29,6 +29,7 @@ from ..models.stock import Ids, stock_scores
 from ..models.tiny import TINY
 from ..text.codec import TokenisationWarning
 from . import setup
+from .collector import ReplayCollector
 from .parts import smaller_part
 from .trainer import Trainer
 
@@ -204,6 +205,8 @@ def _look_around(trainer: Trainer) -> list[State]:
         else:
             collector.apply({i: int(rng.integers(len(e.actions))) for i, e in enumerate(episodes)})
         steps += len(episodes)
+    if isinstance(collector, ReplayCollector) and len(collector.buffer) < wanted:
+        collector.cut()  # episodes are longer than one has patience for
     return seen
 
 

@@ -34,14 +34,20 @@ class Clock:
         """Go on; a running clock is read first."""
         self._passed, self._since = self._read(), _now()
 
+    def stop(self) -> None:
+        """Until the next start nothing is counted."""
+        self._passed, self._since = self._read(), None
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """What happens within is not counted."""
-        self._passed, self._since = self._read(), None
+        ran = self._since is not None
+        self.stop()
         try:
             yield
         finally:
-            self._since = _now()
+            if ran:
+                self.start()
 
     def seconds(self) -> dict[str, float]:
         """As in metrics.jsonl and eval.json."""

@@ -34,10 +34,13 @@ class Collector:
         self._seed = seed
         self._options = dict(reset_options or {})
         self._episodes: list[Episode] = []
+        self.whole = True  # not in the midst of noting a step: it can be saved
 
     def start(self) -> None:
         """Begin the first episode in every environment."""
-        self._episodes = [self._begin(i, 0) for i in range(self.envs.num_envs)]
+        self._episodes = [self._numbered(i, 0) for i in range(self.envs.num_envs)]
+        for i in range(self.envs.num_envs):
+            self._begin(i)
 
     def step(self) -> list[EpisodeResult]:
         """One step in every environment; returns the episodes that it finished."""
@@ -56,12 +59,14 @@ class Collector:
     def _stepped(self, i: int, episode: Episode, chosen: int, step: Transition) -> None:
         """Environment i took its action number `chosen`; the episode is in the state after it."""
 
-    def _begin(self, i: int, number: int) -> Episode:
-        episode = Episode(number, episode_seed(self._seed, TRAIN_EPISODES, i, number))
+    def _numbered(self, i: int, number: int) -> Episode:
+        return Episode(number, episode_seed(self._seed, TRAIN_EPISODES, i, number))
+
+    def _begin(self, i: int) -> None:
+        episode = self._episodes[i]
         observation, info = self.envs.reset(i, seed=episode.seed, options=self._options or None)
         episode.begin(observation, info)
         self._started(episode)
-        return episode
 
     @property
     def episodes(self) -> Sequence[Episode]:
@@ -71,17 +76,21 @@ class Collector:
     def apply(self, chosen: Mapping[int, int]) -> list[EpisodeResult]:
         """Take action number `chosen[i]` in each environment i; returns the episodes that ended."""
         actions = {i: self._episodes[i].actions[k] for i, k in chosen.items()}
-        finished = []
+        finished = {}
         steps = self.envs.step(actions)
+        self.whole = False
         self._arrived([*steps.values()])
         for i, step in sorted(steps.items()):
             episode = self._episodes[i]
             episode.advance(actions[i], step)
             self._stepped(i, episode, chosen[i], step)
             if step.terminated or step.truncated:
-                finished.append(episode.result(step.terminated))
-                self._episodes[i] = self._begin(i, episode.number + 1)
-        return finished
+                finished[i] = episode.result(step.terminated)
+                self._episodes[i] = self._numbered(i, episode.number + 1)
+        self.whole = True  # should an environment fail to begin
+        for i in finished:
+            self._begin(i)
+        return [*finished.values()]
 
     # --- resuming -----------------------------------------------------------------------------
 
@@ -98,9 +107,9 @@ class Collector:
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Replay the episodes under way: same seeds, same actions, hence the same states."""
-        self._episodes = []
+        self._episodes = [self._numbered(i, int(saved["number"])) for i, saved in enumerate(state)]
         for i, saved in enumerate(state):
-            self._episodes.append(self._begin(i, int(saved["number"])))
+            self._begin(i)
             for action in saved["actions"]:
                 known = self._episodes[i].actions
                 number = self._episodes[i].number
@@ -111,7 +120,8 @@ class Collector:
                         RuntimeWarning,
                         stacklevel=2,
                     )
-                    self._episodes[i] = self._begin(i, number + 1)
+                    self._episodes[i] = self._numbered(i, number + 1)
+                    self._begin(i)
                     break
             else:
                 self._episodes[i].subgoal = saved.get("subgoal", "")
@@ -126,6 +136,7 @@ class ReplayCollector(Collector):
         buffer, texts: where finished episodes go.
         explore: share of actions drawn uniformly instead of from the policy.
         subgoals: gives episodes other goals to act for at their start.
+        her_reward: what is paid in hindsight; a warning says if the environment pays otherwise.
         generator: for sampling actions.
     """
 
@@ -138,6 +149,7 @@ class ReplayCollector(Collector):
         *,
         explore: float = 0.0,
         subgoals: Subgoals | None = None,
+        her_reward: float | None = None,
         seed: int,
         generator: torch.Generator,
         reset_options: Mapping[str, Any] | None = None,
@@ -146,6 +158,7 @@ class ReplayCollector(Collector):
         self.policy, self.buffer, self.texts = policy, buffer, texts
         self.explore, self.subgoals = explore, subgoals
         self.generator = generator
+        self._her_reward = her_reward
 
     def _choose(self) -> list[int]:
         if self.subgoals is not None:
@@ -171,6 +184,8 @@ class ReplayCollector(Collector):
     def _stepped(self, i: int, episode: Episode, chosen: int, step: Transition) -> None:
         episode.chosen.append(chosen)
         achieved = step.info["achieved_goals"]
+        if step.terminated and step.reward > 0 and episode.goal in achieved:
+            self._compare(float(step.reward))
         episode.achieved.append([self.texts.goal(g) for g in achieved])
         if self.subgoals is not None:
             self.subgoals.note(achieved)
@@ -179,6 +194,28 @@ class ReplayCollector(Collector):
         self._record(episode)
         if step.terminated or step.truncated:
             self._store(episode, step.terminated, step.truncated)
+
+    def _compare(self, reward: float) -> None:
+        """Targets of one goal would differ with how it came to be a row's."""
+        paid = self._her_reward
+        if paid is None or abs(reward - paid) < 1e-6:
+            return
+        self._her_reward = None  # said once
+        warnings.warn(
+            f"the environment paid {reward:g} for reaching a goal, and a goal that is reached in "
+            f"hindsight is paid {paid:g}: set --replay.her-reward {reward:g}, or have the "
+            "environment pay every goal alike",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def cut(self) -> None:
+        """Store the episodes under way as if a time limit had ended them, and begin others."""
+        for i, episode in enumerate(self._episodes):
+            if episode.chosen:
+                self._store(episode, terminated=False, truncated=True)
+                self._episodes[i] = self._numbered(i, episode.number + 1)
+                self._begin(i)
 
     def _store(self, episode: Episode, terminated: bool, truncated: bool) -> None:
         achieved = episode.achieved

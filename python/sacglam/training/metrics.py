@@ -68,15 +68,21 @@ class Meter:
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl and TensorBoard's events in a run's folder."""
+    """Appends to metrics.jsonl and TensorBoard's events in a run's folder.
 
-    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+    Args:
+        folder: the run's.
+        env_steps: how far it is; what TensorBoard has of later steps is no longer shown.
+        tensorboard: whether to write its events.
+    """
+
+    def __init__(self, folder: Path, env_steps: int, *, tensorboard: bool = True) -> None:
         self._file = (folder / "metrics.jsonl").open("a")
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=env_steps + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(metrics) + "\n")

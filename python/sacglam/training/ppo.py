@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,23 @@ from .optimiser import Optimiser, check_finite
 from .parts import whole_statistics
 from .ppo_graphs import PpoGraphs, ppo_graphs
 from .ppo_objective import STATISTICS, PpoObjective, Rows
-from .rollout import Minibatch, Rollout, RolloutCollector
+from .rollout import Experience, Minibatch, Rollout, RolloutCollector
 from .seeds import MINIBATCHES, derive
+
+
+@dataclass
+class Lesson:
+    """What is being learned from a rollout, and how far that is.
+
+    Attributes:
+        experience: the rollout with its advantages.
+        epoch: the one under way.
+        divergence: approximate KL of each of its updates so far.
+    """
+
+    experience: Experience
+    epoch: int = 0
+    divergence: list[float] = field(default_factory=list)
 
 
 class PpoAlgorithm:
@@ -43,35 +59,42 @@ class PpoAlgorithm:
         )
         self.updates = 0
         self._rollouts = 0
+        self._lesson: Lesson | None = None
 
     def learn(self, env_steps: int) -> Iterator[dict[str, float]]:
         options = self.config.ppo
-        if len(self.collector.rollout) < options.rollout * self.config.env.num_envs:
-            return
-        progress = env_steps / self.config.total_steps
-        experience = self.collector.take(options.gamma, options.gae_lambda)
+        if self._lesson is None:
+            if len(self.collector.rollout) < options.rollout * self.config.env.num_envs:
+                return
+            self._lesson = Lesson(self.collector.take(options.gamma, options.gae_lambda))
+            self._rollouts += 1
+        lesson = self._lesson
         # Seeded by their number alone, so that nothing has to be saved.
-        rng = np.random.default_rng(derive(self.config.seed, MINIBATCHES, self._rollouts))
-        self._rollouts += 1
+        rng = np.random.default_rng(derive(self.config.seed, MINIBATCHES, self._rollouts - 1))
         self._graphs = ppo_graphs(self.objective, self._graphs)
         packed_on = None if self._graphs is None else "cpu"  # from where a graph takes forests
-        for _ in range(options.epochs):
-            divergence = []
-            for parts in experience.minibatches(
+        for epoch in range(options.epochs):
+            order = rng.permutation(len(lesson.experience))
+            if epoch < lesson.epoch:
+                continue
+            for parts in lesson.experience.minibatches(
+                order,
                 options.minibatch,
-                rng,
+                first=len(lesson.divergence),
                 most=self.config.optim.micro_batch,
                 normalise=options.normalise,
                 device=packed_on,
             ):
-                metrics = self._update(parts, progress)
-                divergence.append(metrics["kl"])
+                metrics = self._update(parts, env_steps / self.config.total_steps)
+                lesson.divergence.append(metrics["kl"])
                 yield metrics
-            if options.target_kl is not None and np.mean(divergence) > options.target_kl:
+            if options.target_kl is not None and np.mean(lesson.divergence) > options.target_kl:
                 break
+            lesson.epoch, lesson.divergence = epoch + 1, []
+        self._lesson = None
 
     def behind(self, env_steps: int) -> bool:
-        return False  # what is learned from one rollout is learned as a whole
+        return self._lesson is not None
 
     def _update(self, parts: list[Minibatch], progress: float) -> dict[str, float]:
         """One gradient update."""
@@ -98,7 +121,14 @@ class PpoAlgorithm:
     def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
         writer.tensors("optimizer", self.optimiser.state_dict())
         writer.tensors("rollout", self.collector.rollout.tensors())
-        return {"updates": self.updates, "rollouts": self._rollouts}
+        state: dict[str, Any] = {"updates": self.updates, "rollouts": self._rollouts}
+        if self._lesson is not None:
+            writer.tensors("lesson", self._lesson.experience.tensors())
+            state["lesson"] = {
+                "epoch": self._lesson.epoch,
+                "divergence": self._lesson.divergence,
+            }
+        return state
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         self.optimiser.load_state_dict(checkpoint.read_tensors(folder, "optimizer"))
@@ -106,3 +136,6 @@ class PpoAlgorithm:
         self.collector.restore(state["episodes"])
         # After the episodes: playing them again has recorded their steps anew.
         self.collector.rollout = Rollout.of(checkpoint.read_tensors(folder, "rollout"))
+        if "lesson" in state:
+            tensors = checkpoint.read_tensors(folder, "lesson")
+            self._lesson = Lesson(Experience.of(self.policy, tensors), **state["lesson"])

@@ -110,20 +110,24 @@ class RolloutCollector(Collector):
         super().__init__(envs, seed=seed, reset_options=reset_options)
         self.policy, self.generator = policy, generator
         self.rollout = Rollout()
+        self._acted = Rollout()  # of a step that the environments have not yet answered
 
     def _choose(self) -> list[int]:
-        rollout = self.rollout
         ids, offsets, sets = prompts_of(self.policy, self._episodes)
         scores = self._scores(ids, offsets, sets)  # on the CPU, where the generator is
         assert scores.v is not None
         chosen = torch.multinomial(scores.pi, 1, generator=self.generator)  # [N, 1]
         taken = scores.log_pi.gather(-1, chosen).squeeze(-1)  # [N]
-        rollout.prompts += np.split(ids, offsets[1:-1])
-        rollout.sets += sets
-        rollout.action += chosen.squeeze(-1).tolist()
-        rollout.log_prob += taken.tolist()
-        rollout.value += scores.v.tolist()
-        return chosen.squeeze(-1).tolist()
+        action = chosen.squeeze(-1).tolist()
+        self._acted = Rollout(
+            np.split(ids, offsets[1:-1]), sets, action, taken.tolist(), scores.v.tolist()
+        )
+        return action
+
+    def _arrived(self, steps: Sequence[Transition]) -> None:
+        acted, self._acted = self._acted, Rollout()
+        for name in ("prompts", "sets", "action", "log_prob", "value"):
+            getattr(self.rollout, name).extend(getattr(acted, name))
 
     def _stepped(self, i: int, episode: Episode, chosen: int, step: Transition) -> None:
         rollout = self.rollout
@@ -184,6 +188,7 @@ class Experience:
         self, policy: Policy, rollout: Rollout, advantage: Tensor, returns: Tensor
     ) -> None:
         self._policy = policy
+        self.rollout = rollout
         kind = torch.promote_types(policy.dtype, torch.float32)
         self.advantage, self.returns = advantage.to(kind), returns.to(kind)
         self._action = torch.tensor(rollout.action)
@@ -195,26 +200,41 @@ class Experience:
     def __len__(self) -> int:
         return len(self.advantage)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as tensors, for a checkpoint."""
+        return {
+            **self.rollout.tensors(),
+            "advantage": self.advantage,
+            "returns": self.returns,
+        }
+
+    @staticmethod
+    def of(policy: Policy, tensors: Mapping[str, Tensor]) -> Experience:
+        """The inverse of `tensors`; KeyError if one is missing."""
+        rollout = Rollout.of(tensors)
+        return Experience(policy, rollout, tensors["advantage"], tensors["returns"])
+
     def minibatches(
         self,
+        order: npt.NDArray[np.int64],
         size: int,
-        rng: np.random.Generator,
         *,
+        first: int = 0,
         most: int = 0,
         normalise: bool = False,
         device: str | None = None,
     ) -> Iterator[list[Minibatch]]:
-        """All rows once, in random order, in minibatches of nearly equal sizes, at most `size`,
-        each as its parts.
+        """All rows once, in minibatches of nearly equal sizes, at most `size`, each as its parts.
 
         Args:
-            size, rng: of the minibatches.
+            order: permutation of the rows.
+            size: of the minibatches.
+            first: number of the minibatch to begin with.
             most: rows of a part; 0: a minibatch is one.
             normalise: the advantages of each minibatch.
             device: where forests are made; None: where the policy is.
         """
-        order = rng.permutation(len(self))
-        for rows in np.array_split(order, -(-len(self) // size)):
+        for rows in np.array_split(order, -(-len(self) // size))[first:]:
             index = torch.from_numpy(rows)
             whole = Rows(
                 self._action[index], self._log_prob[index], self.advantage[index],

@@ -44,12 +44,14 @@ class SacAlgorithm:
             her_ratio=config.replay.her_ratio,
             her_random=config.replay.her_random,
             her_balance=config.replay.her_balance,
+            her_reward=config.replay.her_reward,
             sampling=config.replay.sampling,
             priority_exponent=config.replay.priority_exponent,
             seed=derive(config.seed, REPLAY),
         )
         self.texts = ReplayTexts(policy, self.buffer)
         self.learner = Learner(policy, self.buffer, self.texts, config)
+        self._missed = 0  # updates that were due before the first episode had ended
         share = config.sac.subgoals
         self.subgoals = Subgoals(policy, share, noise) if share else None
         self.collector = ReplayCollector(
@@ -59,6 +61,7 @@ class SacAlgorithm:
             self.texts,
             explore=config.sac.explore,
             subgoals=self.subgoals,
+            her_reward=None if config.replay.her_strategy == "none" else config.replay.her_reward,
             seed=config.seed,
             generator=noise,
             reset_options=reset_options,
@@ -69,11 +72,14 @@ class SacAlgorithm:
         return self.learner.updates
 
     def learn(self, env_steps: int) -> Iterator[dict[str, float]]:
+        if not len(self.buffer):  # what there is nothing to learn from is not made up for later
+            self._missed = self.config.updates_due(env_steps)
         while self.behind(env_steps):
             yield self.learner.update()
 
     def behind(self, env_steps: int) -> bool:
-        return len(self.buffer) > 0 and self.updates < self.config.updates_due(env_steps)
+        due = self.config.updates_due(env_steps) - self._missed
+        return len(self.buffer) > 0 and self.updates < due
 
     def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
         learner = self.learner
@@ -86,6 +92,7 @@ class SacAlgorithm:
         self.buffer.save(str(writer.folder / "replay.bin"))
         return {
             "updates": learner.updates,
+            "missed_updates": self._missed,
             "achieved_goals": self.subgoals.known if self.subgoals is not None else [],
         }
 
@@ -100,6 +107,7 @@ class SacAlgorithm:
         checkpoint.restore_optimizer(learner.alpha_optimizer, alpha)
         learner.optimiser.load_state_dict(body)
         learner.updates = state["updates"]
+        self._missed = state.get("missed_updates", 0)
         self.buffer.load(str(folder / "replay.bin"))
         self.texts.forget()  # ids may be others now
         if self.subgoals is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,7 +104,10 @@ class Trainer:
         self.env_steps = 0
         self.clock = Clock()
         self._stop = False
+        self._updating = False
+        self._checkpoint = resumed  # the newest one, which is of this trainer's state or before
         self._begun = resumed is not None
+        self._saved_s = time.monotonic()
         if resumed is not None:
             self._restore(resumed)
 
@@ -143,8 +148,10 @@ class Trainer:
         Raises:
             DivergedError: a loss became NaN; a checkpoint from just before is saved.
             DeviceMemoryError: the GPU's memory ran out; likewise.
-            EnvironmentProtocolError: an environment broke the protocol.
-            RunFolderError: another process is training in the folder.
+            EnvironmentProtocolError: an environment broke the protocol; likewise, as after any
+                error of an environment or a callback.
+            RunFolderError: another process is training in the folder, or did since this trainer
+                was made.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         result = None
@@ -152,6 +159,7 @@ class Trainer:
             try:
                 self._run()
                 if not self._goes_on:
+                    self._warn_if_untrained()
                     with self.clock.paused(), suppress(_Stopped):
                         result = self._final_evaluation()
             finally:
@@ -169,6 +177,9 @@ class Trainer:
     def _run(self) -> None:
         """Up to the checkpoint at the end."""
         config = self.config
+        self._updating = False
+        self._refuse_foreign_progress()
+        drop_after(self.out, self.env_steps)
         config.save(self.out / "config.yaml")
         saved_at = self._position if self._begun else None
         if not self._begun:
@@ -177,9 +188,10 @@ class Trainer:
         if self.env_steps == 0 and not (self.out / "baselines.json").exists():
             with suppress(_Stopped):  # then the loop ends at once, and saves
                 write_json(self.out / "baselines.json", self._baselines())
-        writer = MetricsWriter(self.out)
+        writer = MetricsWriter(self.out, self.env_steps)
         algorithm = self.algorithm
         since = (self.clock.wall_s, self.env_steps, algorithm.updates)
+        self._saved_s = time.monotonic()
         self.clock.start()
         try:
             while self._goes_on and not self._stop:
@@ -195,7 +207,8 @@ class Trainer:
                     wall_s, steps, updates = (n - s for n, s in zip(now, since, strict=True))
                     self._log(writer, (steps / wall_s, updates / wall_s), evaluates)
                     since = now
-                if _crossed(before, self.env_steps, config.checkpoint_interval):
+                waited = 0 < config.checkpoint_minutes * 60 < time.monotonic() - self._saved_s
+                if waited or _crossed(before, self.env_steps, config.checkpoint_interval):
                     self.save()
                     saved_at = self._position
         except DivergedError as error:
@@ -203,7 +216,12 @@ class Trainer:
             raise DivergedError(f"{error}. The run was saved in {folder}") from error
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(error) from error
+        except Exception as error:
+            if self.algorithm.collector.whole and not self._updating:
+                self._save_after(error)
+            raise
         finally:
+            self.clock.stop()
             writer.close()
         if saved_at != self._position:
             self.save()
@@ -223,18 +241,22 @@ class Trainer:
 
     def _collect(self) -> None:
         """One step in every environment."""
-        for result in self.algorithm.collector.step():
+        results = self.algorithm.collector.step()
+        self.env_steps += self.config.env.num_envs
+        for result in results:
             self.meter.episode(result)
+        for result in results:
             for callback in self.callbacks:
                 callback.on_episode(result)
-        self.env_steps += self.config.env.num_envs
         self._tell_progress()
 
     def _learn(self) -> None:
         """The updates that are due, unless they can be left and the run is to stop."""
         updates = self.algorithm.learn(self.env_steps)
         while not (self._stop and self._behind):
+            self._updating = True
             metrics = next(updates, None)
+            self._updating = False
             if metrics is None:
                 break
             self.meter.update(metrics)
@@ -325,6 +347,7 @@ class Trainer:
             }
         )
         checkpoint.prune(self.out, self.config.keep_checkpoints)
+        self._checkpoint, self._saved_s = folder, time.monotonic()
         for callback in self.callbacks:
             callback.on_checkpoint(folder)
         return folder
@@ -339,7 +362,6 @@ class Trainer:
             self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
-        drop_after(self.out, self.env_steps)
 
     # --- small things -------------------------------------------------------------------------
 
@@ -347,6 +369,32 @@ class Trainer:
         """Warn once if segments do not tokenise as the whole prompt does."""
         observation, info = env.reset(seed=0, options=self._reset_options or None)
         self.policy.codec.check(info["goal"], observation, info["possible_actions"])
+
+    def _refuse_foreign_progress(self) -> None:
+        """Once no other process trains in the folder: has one meanwhile?"""
+        newest = next(reversed(checkpoint.list_checkpoints(self.out)), None)
+        if newest is not None and newest != self._checkpoint:
+            raise RunFolderError(
+                f"another process has trained in {self.out} since this trainer was made, up to "
+                f"{newest}: go on from there with `sacglam train --resume {self.out}`"
+            )
+
+    def _warn_if_untrained(self) -> None:
+        if self.algorithm.updates == 0:
+            warnings.warn(
+                f"no update was made in {self.env_steps} environment steps: the policy is as it "
+                "was. Train longer (--total-steps), or begin sooner: --learning-starts, and with "
+                "PPO --ppo.rollout; episodes must end before they can be learned from",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _save_after(self, error: Exception) -> None:
+        """Save, and have the error say so; if that fails too, the first error is what counts."""
+        with suppress(Exception):
+            folder = self.save()
+            note = f"The run was saved in {folder}; sacglam train --resume {self.out} goes on"
+            error.__notes__ = [*getattr(error, "__notes__", []), note]
 
     def _out_of_memory(self, error: torch.OutOfMemoryError) -> DeviceMemoryError:
         """Save, and say how to go on. The parameters are those after the last whole update."""
@@ -373,6 +421,11 @@ class _Stopped(Exception):
 
 def refuse_used_folder(out: Path) -> None:
     """Raise RunFolderError if the folder already holds a run or anything else."""
+    if (out / "config.yaml").exists() and not checkpoint.list_checkpoints(out):
+        raise RunFolderError(
+            f"{out} holds a run that was ended before its first checkpoint; delete it, or choose "
+            "another folder with --out"
+        )
     if (out / "config.yaml").exists() or (out / "checkpoints").exists():
         raise RunFolderError(
             f"{out} already holds a run. Continue it with `sacglam train --resume {out}`, or "
