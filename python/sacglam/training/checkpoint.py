@@ -6,6 +6,7 @@
         optimizer.safetensors moments of the optimiser
         replay.bin            the replay buffer (SAC)
         rollout.safetensors   steps that were not yet learned from (PPO)
+        lesson.safetensors    those that are being learned from, if any (PPO)
         state.json            counters, random generators, episodes under way
 
 Everything is written into a temporary folder and renamed at the end.
