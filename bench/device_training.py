@@ -56,7 +56,7 @@ def check_updates(report: Callable[..., None], updates: int = 24) -> None:
         "LoRA, the critic's adapter": {
             "lora.r": 8, "critic.trunk": "adapter", "sac.target_policy": False, "critic_warmup": 8,
         },
-        "tiny-llama, in parts": {"optim.micro_batch": 24},
+        "tiny-llama, in parts": {"optim.micro_batch": 8},
     }  # fmt: skip
     for name, changes in cases.items():
         plain, _ = _updated(changes, updates, by_graphs=False)
@@ -66,7 +66,7 @@ def check_updates(report: Callable[..., None], updates: int = 24) -> None:
     ppo_cases: dict[str, dict[str, Any]] = {
         "tiny-llama": {},
         "tiny-t5": {"model.id": "tiny-t5"},
-        "tiny-llama, in parts": {"optim.micro_batch": 24},
+        "tiny-llama, in parts": {"optim.micro_batch": 8},
     }
     for name, changes in ppo_cases.items():
         _check_ppo(report, name, {**PPO, **changes}, updates)

@@ -11,18 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sacglam.config import TrainConfig
 from sacglam.models import policy as policy_module
-from sacglam.models.graphs import ActingGraphs, CudaCapture, acting_graphs
+from sacglam.models.graphs import ActingGraphs, CudaCapture, Graphs, acting_graphs
 from sacglam.models.policy import Policy
 from sacglam.models.target import TargetParameters
 from sacglam.training.setup import wrap_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from recording import Recording  # noqa: E402
+from recording import LateStream, Recording  # noqa: E402
 
 ACTIONS = [["go", "go to", "red lion", "grasp"], ["blue", "green", "go to red"]]
 # Lengths of prompts whose forests are padded to sizes of their own.
@@ -79,6 +80,29 @@ def test_results_are_not_overwritten(llama: Policy):
     got = scores(graphs, first)
     scores(graphs, second)
     assert_plain(llama, got, first)
+
+
+def test_inputs_that_are_still_to_be_copied_are_not_overwritten(
+    llama: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    stream = LateStream(monkeypatch, llama.model)
+
+    def call(forest: Any, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers * llama.forward(forest, with_q=False).log_prob.sum(1)[:2]
+
+    graphs = Graphs(call, llama.model, stream.capture, doing="testing", numbers=1)
+    found: list[torch.Tensor] = []
+    plain: list[torch.Tensor] = []
+    with torch.no_grad():
+        for k, words in enumerate(("a", "a", "go", "red", "lion")):
+            forest, number = batch(llama, words), np.array([float(k)])
+            plain.append(call(forest, torch.from_numpy(number)))
+            result = graphs.run(forest, number)
+            if result is not None:
+                stream.tell(lambda result=result: found.append(result.clone()))
+        stream.wait()
+    assert len(graphs) == 1
+    torch.testing.assert_close(found, plain[1:])
 
 
 def test_a_graph_serves_what_is_somewhat_smaller(llama: Policy):

@@ -55,15 +55,26 @@ class _Inputs:
             torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned)
             for x in (self.flat, self.numbers)
         ]
+        self._copied = _copies_done(device)
 
     def write(self, forest: Forest, numbers: npt.NDArray[np.float64]) -> None:
-        """The staging memory is free: whatever was computed from it has been read."""
+        """Waits until what was written before has been copied: of an update in parts, the copy for
+        one may still be queued when the next is written."""
+        if self._copied is not None:
+            self._copied.synchronize()
         flat, staged = self._staged
         write_padded(flat, forest, self.sizes)
         self.flat.copy_(flat, non_blocking=True)
         if len(numbers):
             staged.numpy()[:] = numbers
             self.numbers.copy_(staged, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+
+def _copies_done(device: torch.device) -> Any:
+    """An event to record behind copies from pinned memory; None where copies are done at once."""
+    return torch.cuda.Event() if device.type == "cuda" else None
 
 
 class _Recorded(NamedTuple):
