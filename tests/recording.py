@@ -12,23 +12,37 @@ from sacglam.models import graphs
 
 class Recording:
     """Does what a CUDA graph does: the recorded call again, with weights and inputs where they were
-    then, into the memory of the first result; recording alone computes nothing."""
+    then, into the memory of the first result; recording alone computes nothing.
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model, self.made = model, 0
+    running: whether it runs the call, to record or as a replay.
+    full_at: the recording that does not fit into the device's memory; 0: none.
+    """
+
+    def __init__(self, model: torch.nn.Module, full_at: int = 0) -> None:
+        self.model, self.made, self.full_at = model, 0, full_at
+        self.running = self.forgot = False
 
     def __call__(self, run: Callable[[], torch.Tensor]) -> Any:
         self.made += 1
         weights = [p.data for p in self.model.parameters()]
+        self.running = True
         result = torch.full_like(run(), torch.nan)
+        self.running = False
+        if self.made == self.full_at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
 
         def replay() -> None:
             present = [p.data for p in self.model.parameters()]
             self._point_to(weights)
+            self.running = True
             result.copy_(run())
+            self.running = False
             self._point_to(present)
 
         return replay, result
+
+    def forget(self) -> None:
+        self.forgot = True
 
     def _point_to(self, weights: list[torch.Tensor]) -> None:
         for parameter, data in zip(self.model.parameters(), weights, strict=True):
@@ -41,7 +55,7 @@ class LateStream:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module) -> None:
         self._queue: list[Callable[[], object]] = []
-        self._recording = Recording(model)
+        self._record = Recording(model)
         copy = torch.Tensor.copy_
 
         def late(to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> None:
@@ -55,7 +69,7 @@ class LateStream:
 
     def capture(self, run: Callable[[], torch.Tensor]) -> Any:
         self.wait()
-        replay, result = self._recording(run)
+        replay, result = self._record(run)
         return lambda: self.tell(replay), result
 
     def tell(self, work: Callable[[], object]) -> None:

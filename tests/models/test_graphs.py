@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from sacglam.config import TrainConfig
+from sacglam.kernels import backend
 from sacglam.models import policy as policy_module
-from sacglam.models.graphs import ActingGraphs, CudaCapture, Graphs, acting_graphs
+from sacglam.models.graphs import ActingGraphs, CudaCapture, Graphs, acting_graphs, graphs_serve
 from sacglam.models.policy import Policy
 from sacglam.models.target import TargetParameters
 from sacglam.training.setup import wrap_model
@@ -203,6 +204,29 @@ def test_a_recording_that_fails_is_told_once(llama: Policy):
         assert [scores(graphs, forest) for _ in range(4)] == [None] * 4
 
 
+def test_a_recording_without_room_leaves_room_for_the_plain_pass(
+    llama: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    recording = Recording(llama.model, full_at=2)
+    graphs = ActingGraphs(partial(llama.forward, with_q=False), llama.model, recording)
+    monkeypatch.setattr(policy_module, "acting_graphs", lambda *_: graphs)
+    for length in LENGTHS[:2]:
+        forest = batch(llama, "a", length)
+        assert len(graphs) == recording.made == (0 if length == LENGTHS[0] else 1)
+        llama.acting_scores(forest)
+        if recording.made:
+            with pytest.warns(RuntimeWarning, match="beside its CUDA graphs, which were dropped"):
+                got = llama.acting_scores(forest)
+        else:
+            got = llama.acting_scores(forest)
+        assert_plain(llama, got, forest)
+    assert recording.forgot
+    assert len(graphs) == 0
+    for _ in range(4):
+        assert_plain(llama, llama.acting_scores(forest), forest)
+    assert recording.made == 3
+
+
 def test_no_graph_where_the_pass_is_another(make_model: Any):
     from peft import LoraConfig, get_peft_model
 
@@ -245,6 +269,16 @@ def test_actions_chosen_by_graphs_are_the_plain_ones(
     for k, want in enumerate(plain):
         assert policy.act(**draw, generator=torch.Generator().manual_seed(k)) == want
     assert recording.made == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_graphs_serve_where_triton_does(
+    llama: Policy, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backend, "triton_available", lambda: True)
+    monkeypatch.setattr(Policy, "device", torch.device("cuda"))
+    llama.model.to(dtype)
+    assert graphs_serve(llama) is (dtype != torch.float64)
 
 
 def test_the_cpu_knows_no_graphs(llama: Policy):
