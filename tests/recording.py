@@ -16,10 +16,16 @@ class Recording:
 
     running: whether it runs the call, to record or as a replay.
     full_at: the recording that does not fit into the device's memory; 0: none.
+    full: what it raises.
     """
 
-    def __init__(self, model: torch.nn.Module, full_at: int = 0) -> None:
-        self.model, self.made, self.full_at = model, 0, full_at
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        full_at: int = 0,
+        full: Exception = torch.OutOfMemoryError("CUDA out of memory."),  # noqa: B008
+    ) -> None:
+        self.model, self.made, self.full_at, self.full = model, 0, full_at, full
         self.running = self.forgot = False
 
     def __call__(self, run: Callable[[], torch.Tensor]) -> Any:
@@ -29,7 +35,7 @@ class Recording:
         result = torch.full_like(run(), torch.nan)
         self.running = False
         if self.made == self.full_at:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise self.full
 
         def replay() -> None:
             present = [p.data for p in self.model.parameters()]

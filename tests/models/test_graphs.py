@@ -204,10 +204,17 @@ def test_a_recording_that_fails_is_told_once(llama: Policy):
         assert [scores(graphs, forest) for _ in range(4)] == [None] * 4
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB."),
+        RuntimeError("CUDA error: out of memory\nA hint."),
+    ],
+)
 def test_a_recording_without_room_leaves_room_for_the_plain_pass(
-    llama: Policy, monkeypatch: pytest.MonkeyPatch
+    llama: Policy, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
-    recording = Recording(llama.model, full_at=2)
+    recording = Recording(llama.model, 2, error)
     graphs = ActingGraphs(partial(llama.forward, with_q=False), llama.model, recording)
     monkeypatch.setattr(policy_module, "acting_graphs", lambda *_: graphs)
     for length in LENGTHS[:2]:

@@ -251,9 +251,9 @@ class Graphs:
             replay, result = self._capture(
                 lambda: self._call(forest_over(inputs.flat, sizes), inputs.numbers)
             )
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever it is, the call without a graph is right
+            if "out of memory" in str(error):  # of torch, or of CUDA itself as a recording ends
+                raise torch.OutOfMemoryError(str(error)) from error
             self._failed = True
             self.clear()
             reason = str(error).strip().splitlines() or [""]
@@ -363,7 +363,9 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         """Raises where the call waits for the device, or does else what no graph can hold."""
-        with torch.cuda.device(self._device):
+        # A recording that fails as it ends would leave its stream the current one.
+        present = torch.cuda.stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.device(self._device), present:
             self._stream.wait_stream(torch.cuda.current_stream())
             try:
                 with torch.cuda.stream(self._stream):
