@@ -3,7 +3,8 @@
     python bench/device.py --out results [--minutes 8.5] [--only check,head]
 
 Writes results.json (machine, versions, command, ceilings, checks, rows) after every section and
-prints a short table last. Exit status 1 if a check failed or a section broke; the rest still ran.
+prints a short table last. Exit status 1 if a check failed or a section broke; the rest still ran:
+sections run in a process of their own, and where one breaks its device context another goes on.
 """
 
 from __future__ import annotations
@@ -26,35 +27,57 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+ON_DISK = "results.json"
+BROKEN = 3  # exit status of a process whose device context is broken
 
 
 class Session:
-    """Collects rows, guards sections and methods, and keeps to the time limit."""
+    """Collects rows, guards sections and methods, and keeps to the time limit.
 
-    def __init__(self, out: Path, limit_s: float) -> None:
-        self.out, self.began, self.limit_s = out, time.monotonic(), limit_s
+    Args:
+        out: folder of results.json, which is continued if it is there.
+        deadline: as time.time() says it.
+    """
+
+    def __init__(self, out: Path, deadline: float) -> None:
+        self.out, self.deadline = out, deadline
         self.result: dict[str, Any] = {"rows": [], "checks": [], "failures": [], "sections": {}}
+        self.load()
+
+    def load(self) -> None:
+        path = self.out / ON_DISK
+        if path.exists():
+            self.result = json.loads(path.read_text())
 
     def left_s(self) -> float:
-        return self.limit_s - (time.monotonic() - self.began)
+        return self.deadline - time.time()
 
     def section(self, name: str, run: Callable[[], None]) -> None:
-        """Run one section; a failure is recorded and the next section runs all the same."""
+        """Run one section unless it has been; a failure is recorded and the next section runs all
+        the same, in another process if no more can be done in this one."""
         import torch
 
+        if name in self.result["sections"]:
+            return
         if self.left_s() <= 0:
             self.fail(name, "skipped: the time limit is reached (see --minutes)")
             return
         began = time.monotonic()
         print(f"== {name} ({self.left_s():.0f} s left)", flush=True)
+        self.result["sections"][name] = None  # whoever goes on sees what was begun
+        self.save()
         try:
             run()
             torch.cuda.synchronize()
         except Exception:  # reported: later sections do not depend on this one
             self.fail(name, traceback.format_exc())
         self.result["sections"][name] = round(time.monotonic() - began, 1)
-        torch.cuda.empty_cache()
         self.save()
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError:  # a device context that is broken stays so
+            sys.exit(BROKEN)
 
     def fail(self, where: str, text: str) -> None:
         self.result["failures"].append({"where": where, "error": text[-3000:]})
@@ -93,8 +116,7 @@ class Session:
         self.result["rows"] += rows
 
     def save(self) -> None:
-        path = self.out / "results.json"
-        path.write_text(json.dumps(self.result, indent=1))
+        (self.out / ON_DISK).write_text(json.dumps(self.result, indent=1))
 
 
 def measure(method: Callable[[], Any], slow: bool) -> dict[str, Any]:
@@ -165,7 +187,6 @@ def machine() -> dict[str, Any]:
             "memory": properties.total_memory, "smi": smi.strip(), "host": platform.platform(),
         },
         "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **versions},
-        "command": " ".join(sys.argv),
         "commit": commit.stdout.strip() or None,
     }  # fmt: skip
 
@@ -224,21 +245,69 @@ def build_extension() -> None:
         importlib.invalidate_caches()
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json")
     parser.add_argument("--minutes", type=float, default=8.5, help="start nothing new after this")
     parser.add_argument("--only", default="", help="comma-separated prefixes of section names")
     parser.add_argument("--workers", type=int, default=14, help="processes that check the kernels")
     parser.add_argument("--skip", default="", help="the same, of sections to leave out")
-    options = parser.parse_args()
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)  # of a process of main's
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    if options.deadline is not None:
+        return run_sections(options)
     options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / ON_DISK).unlink(missing_ok=True)
+    session = Session(options.out, time.time() + options.minutes * 60)
+    session.result["command"] = " ".join(sys.argv)
+    session.save()
+    build_extension()  # before the package is imported
+    command = [sys.executable, *sys.argv, "--deadline", str(session.deadline)]
+    while True:
+        status = subprocess.run(command, check=False).returncode
+        session.load()
+        sections = session.result["sections"]
+        begun = [name for name, seconds in sections.items() if seconds is None]
+        for name in begun:
+            session.fail(name, f"its process ended with status {status}")
+            sections[name] = 0.0
+        session.save()
+        if status != BROKEN and not begun:  # before or after all sections
+            break
+    return summarise(session) or status
+
+
+def run_sections(options: argparse.Namespace) -> int:
+    """All that have not been begun."""
     import torch
 
     if not torch.cuda.is_available():
         print("bench/device.py needs an NVIDIA GPU: torch.cuda.is_available() is False")
         return 2
-    build_extension()  # before the package is imported
+    from device_workloads import Ceilings
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    session = Session(options.out, options.deadline)
+    session.result |= machine()
+    ceilings = Ceilings(**session.result.get("ceilings", {}))
+    sections = all_sections(session, ceilings, options.workers)
+    wanted = [p for p in options.only.split(",") if p]
+    unwanted = [p for p in options.skip.split(",") if p]
+    for name, run in sections.items():
+        if any(name.startswith(p) for p in unwanted):
+            continue
+        if not wanted or name == "ceilings" or any(name.startswith(p) for p in wanted):
+            session.section(name, run)
+    return 0
+
+
+def all_sections(session: Session, ceilings: Any, workers: int) -> dict[str, Callable[[], None]]:
+    """By name, the most important first. On an H200 (bench/results) the checks take about 250 s,
+    training 200 s, models 130 s, and the rest, most of which seldom changes, 250 s."""
     import device_checks as checks
     import device_graphs as graphs
     import device_kernels as kernels
@@ -247,63 +316,54 @@ def main() -> int:
     import device_models as models
     import device_profile as profiles
     import device_training as training
-    from device_workloads import QWEN, T5, Ceilings
+    from device_workloads import QWEN, T5
 
-    torch.backends.cuda.matmul.allow_tf32 = False
-    session = Session(options.out, options.minutes * 60)
-    session.result |= machine()
-    ceilings = Ceilings()
     record = session.record
-    sections: dict[str, Callable[[], None]] = {
+    found: dict[str, Callable[[], None]] = {
         "ceilings": lambda: measure_ceilings(ceilings, session),
-        "check": lambda: run_checks(checks.tasks(), options.workers, session),
+        "check": lambda: run_checks(checks.tasks(), workers, session),
         "check models": lambda: check_models(model_checks, session),
         "check graphs": lambda: graphs.check_graphs(session.check),
-        "head Qwen 256": lambda: kernels.time_head(QWEN, 256, ceilings, record),
-        "head Qwen 32": lambda: kernels.time_head(QWEN, 32, ceilings, record),
-        "head T5 256": lambda: kernels.time_head(T5, 256, ceilings, record),
-        "policy": lambda: kernels.time_policy(256, ceilings, record),
-        "layer Qwen 256": lambda: layers.time_layer(
-            QWEN, 4864, "silu", 256 * 198, ceilings, record
-        ),
-        "layer T5 256": lambda: layers.time_layer(
-            T5, 2048, "gelu_tanh", 256 * 150, ceilings, record
-        ),
     }
+    for name in training.UPDATES:
+        found[f"check updates, {name}"] = partial(training.check_updates, session.check, name)
+    found["check training"] = lambda: training.check_training(session.check)
+    for name in training.TRAINING:
+        found[f"training, {name}"] = partial(training.time_training, record, name)
+    for n in (256, 32):
+        found[f"model Qwen {n}"] = partial(models.time_qwen, n, ceilings, record)
+        found[f"model T5 {n}"] = partial(models.time_t5, n, ceilings, record)
+    found["model Qwen 256, 100 shared"] = partial(
+        models.time_qwen, 256, ceilings, record, shared=100
+    )
+    found["act"] = lambda: graphs.time_graphs(record)
+    found["layer Qwen 256"] = lambda: layers.time_layer(
+        QWEN, 4864, "silu", 256 * 198, ceilings, record
+    )
+    found["layer T5 256"] = lambda: layers.time_layer(
+        T5, 2048, "gelu_tanh", 256 * 150, ceilings, record
+    )
+    found["head Qwen 256"] = lambda: kernels.time_head(QWEN, 256, ceilings, record)
+    found["head Qwen 32"] = lambda: kernels.time_head(QWEN, 32, ceilings, record)
+    found["head T5 256"] = lambda: kernels.time_head(T5, 256, ceilings, record)
+    found["policy"] = lambda: kernels.time_policy(256, ceilings, record)
     for n in (256, 32):
         for prefix in (0, 100):
-            sections[f"attention Qwen {n}, prefix {prefix}"] = partial(
+            found[f"attention Qwen {n}, prefix {prefix}"] = partial(
                 kernels.time_forest, QWEN, n, ceilings, record, prefix=prefix, flex=prefix == 0
             )
-        sections[f"attention T5 {n}"] = partial(kernels.time_t5, T5, n, ceilings, record)
-    sections["attention long tries"] = partial(
+        found[f"attention T5 {n}"] = partial(kernels.time_t5, T5, n, ceilings, record)
+    found["attention long tries"] = partial(
         kernels.time_forest, QWEN, 4, ceilings, record, prefix=0, flex=True, candidates=400,
         length=60,
     )  # fmt: skip
-    for n in (256, 32):
-        sections[f"model Qwen {n}"] = partial(models.time_qwen, n, ceilings, record)
-        sections[f"model T5 {n}"] = partial(models.time_t5, n, ceilings, record)
-    sections["model Qwen 256, 100 shared"] = partial(
-        models.time_qwen, 256, ceilings, record, shared=100
-    )
     for n in (128, 32):
-        sections[f"profile {n}"] = lambda n=n: session.result.setdefault("profiles", {}).update(
+        found[f"profile {n}"] = lambda n=n: session.result.setdefault("profiles", {}).update(
             profiles.profile_models(n)
         )
-    sections["check updates"] = lambda: training.check_updates(session.check)
-    sections["check training"] = lambda: training.check_training(session.check)
-    sections["training"] = lambda: training.time_training(record)
-    sections["act"] = lambda: graphs.time_graphs(record)
-    sections["sweep layers"] = lambda: layers.sweep(256 * 198, record)
-    sections["sweep 256"] = lambda: kernels.sweep(256, record)
-    wanted = [p for p in options.only.split(",") if p]
-    unwanted = [p for p in options.skip.split(",") if p]
-    for name, run in sections.items():
-        if any(name.startswith(p) for p in unwanted):
-            continue
-        if not wanted or name == "ceilings" or any(name.startswith(p) for p in wanted):
-            session.section(name, run)
-    return summarise(session)
+    found["sweep layers"] = lambda: layers.sweep(256 * 198, record)
+    found["sweep 256"] = lambda: kernels.sweep(256, record)
+    return found
 
 
 def summarise(session: Session) -> int:

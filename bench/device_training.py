@@ -19,8 +19,10 @@ from device_checks import relative
 from device_kernels import Record
 from device_models import t5_model, with_lora
 
-# Fills the buffer, or most of a rollout, and makes no update.
-FILLED = {"total_steps": 600, "learning_starts": 600, "eval.episodes": 1}
+# Fills the buffer, or most of a rollout. Environments step together, and pass the last step.
+FILLED = {
+    "total_steps": 600, "learning_starts": 600, "steps_per_update": 1e9, "eval.episodes": 1,
+}  # fmt: skip
 PPO = {"algo": "ppo", "ppo.rollout": 40, "env.num_envs": 16}
 
 
@@ -47,29 +49,30 @@ def _by_graphs(policy: Any, wanted: bool) -> None:
     policy.options = replace(policy.options, cuda_graphs=wanted)
 
 
-def check_updates(report: Callable[..., None], updates: int = 24) -> None:
+UPDATES: dict[str, dict[str, Any]] = {
+    "tiny-llama": {},
+    "tiny-t5": {"model.id": "tiny-t5"},
+    "tiny-t5, reencoding": {"model.id": "tiny-t5", "critic.kind": "reencode"},
+    "LoRA, the critic's adapter": {
+        "lora.r": 8, "critic.trunk": "adapter", "sac.target_policy": False, "critic_warmup": 8,
+    },
+    "tiny-llama, in parts": {"optim.micro_batch": 8},
+    "tiny-llama, PPO": PPO,
+    "tiny-t5, PPO": {**PPO, "model.id": "tiny-t5"},
+    "tiny-llama, PPO, in parts": {**PPO, "optim.micro_batch": 8},
+}  # fmt: skip
+
+
+def check_updates(report: Callable[..., None], name: str, updates: int = 24) -> None:
     """The same batches, by graphs and plainly: losses of every update, and the parameters after."""
-    cases: dict[str, dict[str, Any]] = {
-        "tiny-llama": {},
-        "tiny-t5": {"model.id": "tiny-t5"},
-        "tiny-t5, reencoding": {"model.id": "tiny-t5", "critic.kind": "reencode"},
-        "LoRA, the critic's adapter": {
-            "lora.r": 8, "critic.trunk": "adapter", "sac.target_policy": False, "critic_warmup": 8,
-        },
-        "tiny-llama, in parts": {"optim.micro_batch": 24},
-    }  # fmt: skip
-    for name, changes in cases.items():
-        plain, _ = _updated(changes, updates, by_graphs=False)
-        graphed, graphs = _updated(changes, updates, by_graphs=True)
-        case = f"{name}, float32, {updates} updates, {graphs} graphs"
-        report("updates", case, _differences(plain, graphed, graphs), 1e-2)
-    ppo_cases: dict[str, dict[str, Any]] = {
-        "tiny-llama": {},
-        "tiny-t5": {"model.id": "tiny-t5"},
-        "tiny-llama, in parts": {"optim.micro_batch": 24},
-    }
-    for name, changes in ppo_cases.items():
-        _check_ppo(report, name, {**PPO, **changes}, updates)
+    changes = UPDATES[name]
+    if "algo" in changes:
+        _check_ppo(report, name, changes, updates)
+        return
+    plain, _ = _updated(changes, updates, by_graphs=False)
+    graphed, graphs = _updated(changes, updates, by_graphs=True)
+    case = f"{name}, float32, {updates} updates, {graphs} graphs"
+    report("updates", case, _differences(plain, graphed, graphs), 1e-2)
 
 
 def _differences(
@@ -99,7 +102,7 @@ def _check_ppo(
             scores = [policy.acting_scores(forest, with_value=True) for _ in range(3)]
         left.append(_left(policy, found, ("critic_loss", "actor_loss", "grad_norm")))
     graphs = 0 if algorithm._graphs is None else len(algorithm._graphs)
-    case = f"PPO, {name}, float32, {updates} updates, {graphs} graphs"
+    case = f"{name}, float32, {updates} updates, {graphs} graphs"
     report("updates", case, _differences(*left, graphs), 1e-2)
     with torch.no_grad():
         want = policy.forward(forest.to(policy.device)).cpu()
@@ -176,36 +179,34 @@ def flan_t5_base() -> tuple[Any, Any]:
     return model, build_tokenizer([*texts, "Goal: You see Action :"])
 
 
-def time_training(record: Record, wide: Mapping[str, Any] = WIDE) -> None:
-    """A batch of 64 and 16 environments of `playground/small`; MAGELLAN's settings."""
+# Changes, and what makes the model if the configuration does not.
+TRAINING: dict[str, tuple[dict[str, Any], Callable[[], Any] | None]] = {
+    "tiny-llama, float32": ({}, None),
+    "d 896, 24 layers, LoRA, bf16": (WIDE, None),
+    "Flan-T5-base, playground/full, LoRA, bf16": (MAGELLAN, flan_t5_base),
+    "Flan-T5-base, playground/full, LoRA, bf16, reencoding": (
+        {**MAGELLAN, "critic.kind": "reencode"}, flan_t5_base,
+    ),
+    "tiny-llama, float32, PPO": (PPO, None),
+}  # fmt: skip
+
+
+def time_training(record: Record, name: str) -> None:
+    """A batch of 64 and 16 environments of `playground/small`, or MAGELLAN's settings."""
     from sacglam.training.parts import update_rows
 
-    for name, changes, model in (
-        ("tiny-llama, float32", {}, None),
-        ("d 896, 24 layers, LoRA, bf16", wide, None),
-        ("Flan-T5-base, playground/full, LoRA, bf16", MAGELLAN, flan_t5_base),
-        (
-            "Flan-T5-base, playground/full, LoRA, bf16, reencoding",
-            {**MAGELLAN, "critic.kind": "reencode"},
-            flan_t5_base,
-        ),
-        ("tiny-llama, float32, PPO", PPO, None),
+    trainer = _filled(*TRAINING[name])
+    algorithm, config = trainer.algorithm, trainer.config
+    update = _ppo_updates(algorithm) if config.algo == "ppo" else algorithm.learner.update
+    for case, call in (
+        (f"update of {update_rows(config)}", update),
+        (f"acting step of {config.env.num_envs}", algorithm.collector.step),
     ):
-        trainer = _filled(changes, model)
-        algorithm, config = trainer.algorithm, trainer.config
-        update = _ppo_updates(algorithm) if config.algo == "ppo" else algorithm.learner.update
-        for case, call in (
-            (f"update of {update_rows(config)}", update),
-            (f"acting step of {config.env.num_envs}", algorithm.collector.step),
-        ):
-            run = partial(_timed, trainer.policy, call)
-            for _ in range(24):  # batches differ in size: those that occur are recorded by then
-                run(True)
-            methods = {
-                "sacglam": partial(run, True),
-                "without CUDA graphs": partial(run, False),
-            }
-            record("training", f"{name}: {case}", methods, None, slow=True)
+        run = partial(_timed, trainer.policy, call)
+        for _ in range(24):  # batches differ in size: those that occur are recorded by then
+            run(True)
+        methods = {"sacglam": partial(run, True), "without CUDA graphs": partial(run, False)}
+        record("training", f"{name}: {case}", methods, None, slow=True)
 
 
 def _ppo_updates(algorithm: Any) -> Callable[[], object]:

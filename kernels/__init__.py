@@ -8,7 +8,7 @@ Attention has two more ways, `_cpu` and `_flash`.
 from __future__ import annotations
 
 from .attention_plan import AttentionPlan, plan_forest, plan_segments
-from .backend import Backend, triton_available
+from .backend import Backend, triton_available, triton_serves
 from .candidate_softmax import CandidatePolicy, candidate_softmax, candidate_softmax_reference
 from .forest_attention import (
     attention,
@@ -45,4 +45,5 @@ __all__ = [
     "rotary_embedding",
     "segment_attention",
     "triton_available",
+    "triton_serves",
 ]

@@ -18,6 +18,12 @@ def triton_available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def triton_serves(dtype: torch.dtype) -> bool:
+    """Whether Triton is there for tensors of this type: not float64, for which attention and the
+    head do not compile."""
+    return triton_available() and dtype in (torch.bfloat16, torch.float16, torch.float32)
+
+
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's CPU interpreter (`TRITON_INTERPRET=1`)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -26,15 +32,15 @@ def interpreting() -> bool:
 def use_triton(backend: Backend, tensor: torch.Tensor) -> bool:
     """Resolve `backend` for work on `tensor`.
 
-    "auto": Triton on CUDA where it is installed. "native": the CPU kernels, "flash": the package
-    flash-attn, where an operation has them (see there). "triton" on a CPU tensor needs
-    TRITON_INTERPRET=1. Raises ValueError for an unknown name or a device Triton cannot serve, and
-    ImportError where "triton" is asked for and absent.
+    "auto": Triton on CUDA where it is installed and serves the type. "native": the CPU kernels,
+    "flash": the package flash-attn, where an operation has them (see there). "triton" on a CPU
+    tensor needs TRITON_INTERPRET=1. Raises ValueError for an unknown name or a device Triton cannot
+    serve, and ImportError where "triton" is asked for and absent.
     """
     if backend in ("torch", "native"):
         return False
     if backend == "auto":
-        return tensor.is_cuda and triton_available()
+        return tensor.is_cuda and triton_serves(tensor.dtype)
     if backend != "triton":
         raise ValueError(f"backend={backend!r}: need 'auto', 'torch', 'native' or 'triton'")
     if not triton_available():

@@ -11,18 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sacglam.config import TrainConfig
+from sacglam.kernels import backend
 from sacglam.models import policy as policy_module
-from sacglam.models.graphs import ActingGraphs, CudaCapture, acting_graphs
+from sacglam.models.graphs import ActingGraphs, CudaCapture, Graphs, acting_graphs, graphs_serve
 from sacglam.models.policy import Policy
 from sacglam.models.target import TargetParameters
 from sacglam.training.setup import wrap_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from recording import Recording  # noqa: E402
+from recording import LateStream, Recording  # noqa: E402
 
 ACTIONS = [["go", "go to", "red lion", "grasp"], ["blue", "green", "go to red"]]
 # Lengths of prompts whose forests are padded to sizes of their own.
@@ -79,6 +81,29 @@ def test_results_are_not_overwritten(llama: Policy):
     got = scores(graphs, first)
     scores(graphs, second)
     assert_plain(llama, got, first)
+
+
+def test_inputs_that_are_still_to_be_copied_are_not_overwritten(
+    llama: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    stream = LateStream(monkeypatch, llama.model)
+
+    def call(forest: Any, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers * llama.forward(forest, with_q=False).log_prob.sum(1)[:2]
+
+    graphs = Graphs(call, llama.model, stream.capture, doing="testing", numbers=1)
+    found: list[torch.Tensor] = []
+    plain: list[torch.Tensor] = []
+    with torch.no_grad():
+        for k, words in enumerate(("a", "a", "go", "red", "lion")):
+            forest, number = batch(llama, words), np.array([float(k)])
+            plain.append(call(forest, torch.from_numpy(number)))
+            result = graphs.run(forest, number)
+            if result is not None:
+                stream.tell(lambda result=result: found.append(result.clone()))
+        stream.wait()
+    assert len(graphs) == 1
+    torch.testing.assert_close(found, plain[1:])
 
 
 def test_a_graph_serves_what_is_somewhat_smaller(llama: Policy):
@@ -179,6 +204,36 @@ def test_a_recording_that_fails_is_told_once(llama: Policy):
         assert [scores(graphs, forest) for _ in range(4)] == [None] * 4
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB."),
+        RuntimeError("CUDA error: out of memory\nA hint."),
+    ],
+)
+def test_a_recording_without_room_leaves_room_for_the_plain_pass(
+    llama: Policy, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    recording = Recording(llama.model, 2, error)
+    graphs = ActingGraphs(partial(llama.forward, with_q=False), llama.model, recording)
+    monkeypatch.setattr(policy_module, "acting_graphs", lambda *_: graphs)
+    for length in LENGTHS[:2]:
+        forest = batch(llama, "a", length)
+        assert len(graphs) == recording.made == (0 if length == LENGTHS[0] else 1)
+        llama.acting_scores(forest)
+        if recording.made:
+            with pytest.warns(RuntimeWarning, match="beside its CUDA graphs, which were dropped"):
+                got = llama.acting_scores(forest)
+        else:
+            got = llama.acting_scores(forest)
+        assert_plain(llama, got, forest)
+    assert recording.forgot
+    assert len(graphs) == 0
+    for _ in range(4):
+        assert_plain(llama, llama.acting_scores(forest), forest)
+    assert recording.made == 3
+
+
 def test_no_graph_where_the_pass_is_another(make_model: Any):
     from peft import LoraConfig, get_peft_model
 
@@ -221,6 +276,16 @@ def test_actions_chosen_by_graphs_are_the_plain_ones(
     for k, want in enumerate(plain):
         assert policy.act(**draw, generator=torch.Generator().manual_seed(k)) == want
     assert recording.made == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_graphs_serve_where_triton_does(
+    llama: Policy, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backend, "triton_available", lambda: True)
+    monkeypatch.setattr(Policy, "device", torch.device("cuda"))
+    llama.model.to(dtype)
+    assert graphs_serve(llama) is (dtype != torch.float64)
 
 
 def test_the_cpu_knows_no_graphs(llama: Policy):

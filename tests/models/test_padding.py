@@ -101,6 +101,18 @@ def same_values(
             torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
 
 
+def test_no_row_gathers_the_gradients_of_all_padding(make_policy: Any):
+    policy = make_policy("llama")
+    forest = policy._pack_texts(*zip(*LARGE, strict=True), leaves=True)
+    padded = pad_forest(forest, padded_sizes(forest, leaves=True, parts=8))
+    real = {"leaf": 1, "head_rows": 1, "edge_row": None, "edge_token": None, "path_edges": None}
+    for name, most in real.items():
+        was, now = (getattr(f, name) for f in (forest, padded))
+        added = int(now[len(was) :].bincount().max())
+        times = -(-len(now) // len(was))
+        assert added <= times * (most or int(was.bincount().max())), name
+
+
 def test_a_forest_fits_where_its_sizes_are_a_little_smaller(make_policy: Any):
     policy = make_policy("llama")
 

@@ -15,7 +15,9 @@ from sacglam.models.graphs import ActingGraphs
 from sacglam.training import learner as learner_module
 from sacglam.training import ppo as ppo_module
 from sacglam.training.ppo_graphs import PpoGraphs, ppo_graphs
+from sacglam.training.ppo_objective import PpoObjective
 from sacglam.training.sac_graphs import SacGraphs, sac_graphs
+from sacglam.training.sac_objective import SacObjective
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -157,6 +159,74 @@ def test_the_same_run_of_ppo(case: str, quick_config: Any, monkeypatch: pytest.M
         assert sum(calls) > 0.7 * len(calls)
     names = ("critic_loss", "actor_loss", "grad_norm", "entropy", "v_mean", "kl")
     assert_same_run(plain, graphed, names)
+
+
+def full_beside_graphs(
+    monkeypatch: pytest.MonkeyPatch, objective: Any, graphs: list[Any], left: int
+) -> None:
+    """The plain pass number `left` beside graphs runs out of memory when its gradient is set."""
+    gradient = objective.gradient
+
+    def failing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        report = gradient(self, *args, **kwargs)
+        if graphs and len(graphs[0]) and not graphs[0].recording.running:
+            left -= 1
+            if left == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return report
+
+    monkeypatch.setattr(objective, "gradient", failing)
+
+
+IN_PARTS = {"critic_warmup": 20, "optim.micro_batch": 3}
+PPO_IN_PARTS = {
+    "algo": "ppo", "ppo.rollout": 25, "ppo.minibatch": 30, "optim.micro_batch": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [({}, "recording"), (IN_PARTS, 2), (PPO_IN_PARTS, "recording"), (PPO_IN_PARTS, 1)],
+    ids=["recording", "a plain pass in parts", "recording for ppo", "a plain pass of ppo in parts"],
+)
+@pytest.mark.filterwarnings("ignore:the GPU's memory did not suffice:RuntimeWarning")
+def test_graphs_that_leave_no_room_are_dropped(
+    options: dict[str, Any], where: str | int, quick_config: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """`where`: in the second recording, or in which of the plain passes beside graphs."""
+    changes = {"model.dtype": "float64", "total_steps": 300, "eval.episodes": 1, **options}
+    plain = run(quick_config("plain", **changes))
+    made: list[Any] = []
+    kind, objective = (PpoGraphs, PpoObjective) if "algo" in options else (SacGraphs, SacObjective)
+
+    def by_graphs(objective: Any, present: Any) -> Any:
+        if present is None:
+            recording = Recording(objective.policy.model, 2 if where == "recording" else 0)
+            made.append(kind(objective, recording))
+            made[-1].recording = recording
+        return made[-1]
+
+    dropped: list[int] = []
+    release = kind.release
+
+    def released(self: Any) -> None:
+        dropped.append(len(self))
+        release(self)
+        assert len(self) == 0
+
+    monkeypatch.setattr(kind, "release", released)
+    monkeypatch.setattr(learner_module, "sac_graphs", by_graphs)
+    monkeypatch.setattr(ppo_module, "ppo_graphs", by_graphs)
+    if isinstance(where, int):
+        full_beside_graphs(monkeypatch, objective, made, where)
+    graphed = run(quick_config("graphed", **changes))
+
+    assert len(dropped) == 1
+    assert dropped[0] > 0
+    assert made[0].recording.forgot
+    assert len(made[0]) > 0  # others are recorded
+    assert_same_run(plain, graphed, ("critic_loss", "actor_loss", "grad_norm", "entropy"))
 
 
 def test_the_cpu_knows_no_graphs(quick_config: Any):

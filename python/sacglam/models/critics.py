@@ -12,6 +12,7 @@ value     V(p) from the hidden state that begins every candidate: the prompt's l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,8 @@ Ids = npt.NDArray[np.int32]
 
 def candidates_of(candidates: CandidateSet) -> list[Ids]:
     """The token ids of each candidate of a set."""
-    return np.split(candidates.tokens, candidates.offsets[1:-1])
+    tokens = candidates.tokens
+    return [tokens[a:b] for a, b in pairwise(candidates.offsets.tolist())]
 
 
 def prompts_with_actions(
@@ -47,15 +49,20 @@ def prompts_with_actions(
         closing: how many special tokens close a prompt; the action goes before them.
         taken: of the candidates of each of the B prompts only this one; None: all.
     """
-    found = []
+    pieces: list[Ids] = []
+    lengths = [0]
     for b in range(len(sets)) if rows is None else rows.tolist():
-        end = offsets[b + 1] - closing
-        before, after = prompts[offsets[b] : end], prompts[end : offsets[b + 1]]
-        actions = candidates_of(sets[b])
-        if taken is not None:
-            actions = [actions[taken[b]]]
-        found += [np.concatenate([before, action, after]) for action in actions]
-    return np.concatenate(found), np.cumsum([0, *map(len, found)], dtype=np.int64)
+        start, stop = offsets[b : b + 2].tolist()
+        before, after = prompts[start : stop - closing], prompts[stop - closing : stop]
+        if taken is None:
+            actions = candidates_of(sets[b])
+        else:
+            first, last = sets[b].offsets[taken[b] :][:2]
+            actions = [sets[b].tokens[first:last]]
+        for action in actions:
+            pieces += before, action, after
+            lengths.append(stop - start + len(action))
+    return np.concatenate(pieces), np.cumsum(lengths, dtype=np.int64)
 
 
 def first_states(hidden: Tensor, forest: Forest) -> Tensor:

@@ -23,7 +23,7 @@ from ..kernels import (
     gated_activation,
     gated_linear,
     rms_norm,
-    triton_available,
+    triton_serves,
 )
 from ..kernels.gated_activation import Activation
 from .projections import compute, project, projection_of
@@ -67,7 +67,7 @@ def override(module: nn.Module, forward: Any) -> None:
 
 def _serves(x: Tensor) -> bool:
     if x.is_cuda:
-        return triton_available() and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        return triton_serves(x.dtype)
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,51 @@ if TYPE_CHECKING:
     from .policy import Policy
 
 Replay = Callable[[], object]
-# Records a call: runs it, and returns what does the same work again, and the result it writes to.
-Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 
 LIMIT = 16  # graphs kept
+
+
+class Capture(Protocol):
+    """Records calls."""
+
+    def __call__(self, run: Callable[[], Tensor], /) -> tuple[Replay, Tensor]:
+        """Runs a call; what does the same work again, and the result it writes to."""
+
+    def forget(self) -> None:
+        """Keep no memory for recordings to come."""
+
+
+class Releasable(Protocol):
+    """Graphs, of one call or several."""
+
+    def release(self) -> None:
+        """Forget all graphs, and keep no memory for others."""
+
+
+Result = TypeVar("Result")
+Kept = TypeVar("Kept", bound=Releasable)
+
+
+def with_room(compute: Callable[[Kept | None], Result], graphs: Kept | None) -> Result:
+    """`compute(graphs)`; where the device's memory does not suffice for it, be it for a recording
+    or for a plain pass beside the graphs, these are dropped and it is `compute(None)`, which must
+    begin anew."""
+    try:
+        return compute(graphs)
+    except torch.OutOfMemoryError:
+        if graphs is None:
+            raise
+    # Not while the error is handled: it keeps the tensors of the call that failed.
+    graphs.release()
+    torch.cuda.empty_cache()
+    warnings.warn(
+        "the GPU's memory did not suffice beside its CUDA graphs, which were dropped. Recording "
+        "them again and again costs time: --optim.micro-batch takes less memory, "
+        "--model.cuda-graphs false does without them",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return compute(None)
 
 
 class Padding(NamedTuple):
@@ -55,15 +96,26 @@ class _Inputs:
             torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned)
             for x in (self.flat, self.numbers)
         ]
+        self._copied = _copies_done(device)
 
     def write(self, forest: Forest, numbers: npt.NDArray[np.float64]) -> None:
-        """The staging memory is free: whatever was computed from it has been read."""
+        """Waits until what was written before has been copied: of an update in parts, the copy for
+        one may still be queued when the next is written."""
+        if self._copied is not None:
+            self._copied.synchronize()
         flat, staged = self._staged
         write_padded(flat, forest, self.sizes)
         self.flat.copy_(flat, non_blocking=True)
         if len(numbers):
             staged.numpy()[:] = numbers
             self.numbers.copy_(staged, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+
+def _copies_done(device: torch.device) -> Any:
+    """An event to record behind copies from pinned memory; None where copies are done at once."""
+    return torch.cuda.Event() if device.type == "cuda" else None
 
 
 class _Recorded(NamedTuple):
@@ -126,7 +178,7 @@ class Graphs:
         """The call's result for a forest on the CPU; None where the call itself must run.
 
         Graphs share memory: the result must be read before another one runs. Nothing waits for the
-        device.
+        device. Raises torch.OutOfMemoryError where a recording does not fit: see `with_room`.
         """
         if self._failed or forest.ids.device.type != "cpu" or not self._applies():
             return None
@@ -151,6 +203,11 @@ class Graphs:
     def clear(self) -> None:
         """Forget all graphs."""
         self._recorded.clear()
+
+    def release(self) -> None:
+        """Forget all graphs, and keep no memory for others."""
+        self.clear()
+        self._capture.forget()
 
     def __len__(self) -> int:
         return len(self._recorded)
@@ -195,6 +252,8 @@ class Graphs:
                 lambda: self._call(forest_over(inputs.flat, sizes), inputs.numbers)
             )
         except Exception as error:  # whatever it is, the call without a graph is right
+            if "out of memory" in str(error):  # of torch, or of CUDA itself as a recording ends
+                raise torch.OutOfMemoryError(str(error)) from error
             self._failed = True
             self.clear()
             reason = str(error).strip().splitlines() or [""]
@@ -259,6 +318,10 @@ class ActingGraphs:
         scores = Scores(log_prob=log_prob, log_pi=log_pi, pi=pi, q=None, mask=forest.mask)
         return replace(scores, v=v[0][:, 0]) if v else scores
 
+    def release(self) -> None:
+        """Forget all graphs, and keep no memory for others."""
+        self.graphs.release()
+
     def __len__(self) -> int:
         return len(self.graphs)
 
@@ -300,13 +363,17 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         """Raises where the call waits for the device, or does else what no graph can hold."""
-        with torch.cuda.device(self._device):
+        # A recording that fails as it ends would leave its stream the current one.
+        present = torch.cuda.stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.device(self._device), present:
             self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                run()  # compiles kernels and allocates workspaces
-                with _refusing_synchronisation():
-                    run()
-            torch.cuda.current_stream().wait_stream(self._stream)
+            try:
+                with torch.cuda.stream(self._stream):
+                    run()  # compiles kernels and allocates workspaces
+                    with _refusing_synchronisation():
+                        run()
+            finally:  # what a call that raised had begun still reads weights and inputs
+                torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             pool = None if self._last is None else self._last.pool()
             # Other threads may use the device meanwhile.
@@ -316,6 +383,10 @@ class CudaCapture:
                 result = run()
         self._last = graph
         return graph.replay, result
+
+    def forget(self) -> None:
+        """The next recording begins another pool; this one goes with its graphs."""
+        self._last = None
 
 
 @contextmanager

@@ -26,6 +26,13 @@ class LoraOptions:
     target_modules: Sequence[str] | None = None
 
 
+def use_device(device: torch.device | str) -> None:
+    """Make a GPU the current one: that is where Triton launches, wherever its arguments lie."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def load_language_model(
     name: str | Path,
     *,
@@ -81,6 +88,7 @@ def load_language_model(
             _train_all_adapters(model)
     elif lora is not None:
         model = _add_lora(model, lora, critic_adapter)
+    use_device(device)
     model.to(device)
     model.eval()  # dropout stays off: scores must be the same function in every pass
     return model, tokenizer

@@ -90,7 +90,10 @@ def padded_sizes(
         padded_read = tokens
     paths, candidates = forest.path_edges.shape[0], forest.num_candidates
     # A padding candidate's path should not grow long: a kernel walks along it.
-    padded_candidates = power_of_two(candidates + math.ceil(paths / 8))
+    least = candidates + math.ceil(paths / 8)
+    # Q's heads run over all candidates. These rise with the tokens: in 300 batches of 64 of the
+    # demo, and in 60 of 256 of playground/full, no more sizes were recorded than by powers of two.
+    padded_candidates = round_up(least, parts) if leaves else power_of_two(least)
     columns = forest.mask.shape[1]
     encoder = 0 if forest.encoder_ids is None else round_up(forest.encoder_ids.shape[0], parts)
     return Sizes(
@@ -176,9 +179,9 @@ def _inner(flat: Tensor, sizes: Sizes) -> dict[str, tuple[Tensor, Sizes]]:
 def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
     """Write a forest, padded, to `flat`, int64 [flat_length(sizes)]; both on the CPU.
 
-    What is added: trees of tokens that see themselves alone; edges from head row 0 to token 0, and
-    candidates of these in the added trees, their leaves the first row that is read; rows and
-    columns without candidates.
+    What is added: trees of tokens that see themselves alone; edges, and candidates of these in the
+    added trees; rows and columns without candidates. Added edges, leaves and head rows repeat those
+    that are there: a GPU adds up the gradients of equal indices one by one, though they are zeros.
     """
     at = _parts(flat.numpy(), sizes)  # NumPy's small assignments take a third of torch's time
     plan, candidates = forest.plan, forest.num_candidates
@@ -190,6 +193,9 @@ def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
         part, count = at[name], len(values)
         part[:count] = values.numpy()
         part[count:] = rest
+
+    def put_again(name: str, values: Tensor) -> None:
+        put(name, values, np.resize(values.numpy(), len(at[name]) - len(values)))
 
     def spread(start: int, stop: int, parts: int) -> npt.NDArray[np.int64]:
         """Where equal parts of [start, stop) end."""
@@ -204,12 +210,12 @@ def write_padded(flat: Tensor, forest: Forest, sizes: Sizes) -> None:
     put("read", read, np.arange(nodes, nodes + sizes.read - len(read)))
     if sizes.leaves:
         assert forest.leaf is not None
-        put("head_rows", forest.head_rows)
-        put("leaf", forest.leaf)
-    put("edge_row", forest.edge_row)
-    put("edge_token", forest.edge_token)
+        put_again("head_rows", forest.head_rows)
+        put_again("leaf", forest.leaf)
+    put_again("edge_row", forest.edge_row)
+    put_again("edge_token", forest.edge_token)
     put("path_offsets", forest.path_offsets, spread(paths, sizes.path_edges, more_candidates))
-    put("path_edges", forest.path_edges)
+    put("path_edges", forest.path_edges, np.arange(paths, sizes.path_edges))
     put("candidate_offsets", forest.candidate_offsets, spread(candidates, sizes.candidates, trees))
     rows, columns = forest.mask.shape
     for name, values in (("table", forest.table), ("mask", forest.mask)):

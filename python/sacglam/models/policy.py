@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from .._C import CandidateSet, ForestPacker
 from ..errors import CandidateError, CheckpointError, ConfigError, UnsupportedModelError
-from ..kernels import triton_available
+from ..kernels import triton_serves
 from ..text import PromptTemplate, TextCodec
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
 from .forest import Forest, forest_from_packed
-from .graphs import ActingGraphs, acting_graphs
+from .graphs import ActingGraphs, acting_graphs, with_room
 from .heads import QHeads
 from .loading import load_language_model
 from .scoring import Scores, candidate_policy, values_over
@@ -130,8 +130,10 @@ class Policy:
 
     @property
     def on_gpu_kernels(self) -> bool:
-        """Whether it computes by Triton's kernels: on CUDA, with the fast attention."""
-        return self.device.type == "cuda" and self.options.attn == "fast" and triton_available()
+        """Whether it computes by Triton's kernels: on CUDA, with the fast attention, not in
+        float64."""
+        fast = self.device.type == "cuda" and self.options.attn == "fast"
+        return fast and triton_serves(self.dtype)
 
     @property
     def is_lora(self) -> bool:
@@ -391,10 +393,14 @@ class Policy:
                 self._value_graphs = graphs
             else:
                 graphs = self._graphs = acting_graphs(self, self._graphs)
-            scores = None if graphs is None else graphs.scores(forest)
-            if scores is None:
-                scores = self.forward(forest.to(self.device), with_q=with_value).cpu()
-        return scores
+
+            def computed(graphs: ActingGraphs | None) -> Scores:
+                scores = None if graphs is None else graphs.scores(forest)
+                if scores is None:
+                    scores = self.forward(forest.to(self.device), with_q=with_value).cpu()
+                return scores
+
+            return with_room(computed, graphs)
 
     def _pack_texts(
         self,

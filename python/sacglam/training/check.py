@@ -78,7 +78,7 @@ class TrainingCheck:
         step_s: seconds of a step in all environments.
         update_s: seconds of a gradient update.
         updates: that the run will make.
-        memory_bytes: the most that was in use: on the GPU, or by the process.
+        memory_bytes: the most that was taken: on the GPU, or by the process.
         training_s, evaluation_s: estimates for the whole run.
     """
 
@@ -259,7 +259,7 @@ def _seconds(work: Iterator[Any], device: str) -> float:
 
 def _memory(device: str) -> int:
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)  # with what graphs keep
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -103,6 +103,11 @@ class GradientGraphs:
             numbers=numbers,
         )  # fmt: skip
 
+    def release(self) -> None:
+        """Forget all graphs, and keep no memory for others."""
+        for graphs in self._graphs.values():
+            graphs.release()
+
     def __len__(self) -> int:
         """Graphs recorded."""
         return sum(map(len, self._graphs.values()))

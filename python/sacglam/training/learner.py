@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..algorithms import sac
 from ..config import TrainConfig
 from ..models.forest import Forest
+from ..models.graphs import with_room
 from ..models.policy import Policy
 from ..models.target import TargetParameters
 from ..replay import Batch, ReplayBuffer
@@ -64,9 +66,7 @@ class Learner:
         batch = self.buffer.sample(config.optim.batch_size, beta=beta)
         alpha = self.alpha
         self._graphs = sac_graphs(self.objective, self._graphs)
-        self._bootstrap(batch, alpha)
-        report = self._gradient(batch, alpha)
-
+        report = with_room(partial(self._computed, batch, alpha), self._graphs)
         report = report.cpu()  # the only synchronisation
         count, rows = len(STATISTICS), config.optim.batch_size
         metrics = dict(zip(STATISTICS, report[:count].tolist(), strict=True))
@@ -90,7 +90,12 @@ class Learner:
         self.updates += 1
         return {**metrics, "alpha": alpha}
 
-    def _bootstrap(self, batch: Batch, alpha: float) -> None:
+    def _computed(self, batch: Batch, alpha: float, graphs: SacGraphs | None) -> Tensor:
+        """Set the gradient, from nothing; the objective's report."""
+        self._bootstrap(batch, alpha, graphs)
+        return self._gradient(batch, alpha, graphs)
+
+    def _bootstrap(self, batch: Batch, alpha: float, graphs: SacGraphs | None) -> None:
         """Set the objective's values of the next prompts."""
         self.objective.value.zero_()
         alive = np.flatnonzero(batch.discount)  # nothing is bootstrapped where the goal was reached
@@ -102,14 +107,14 @@ class Learner:
                 batch.next_prompt_offsets,
                 sets,
                 rows=rows,
-                device=self._packed_on,
+                device=_packed_on(graphs),
             )
-            if self._graphs is None or not self._graphs.bootstrap(forest, rows, alpha):
+            if graphs is None or not graphs.bootstrap(forest, rows, alpha):
                 device = self.policy.device
                 to = torch.from_numpy(rows).to(device)
                 self.objective.bootstrap(forest.to(device), to, alpha)
 
-    def _gradient(self, batch: Batch, alpha: float) -> Tensor:
+    def _gradient(self, batch: Batch, alpha: float, graphs: SacGraphs | None) -> Tensor:
         """Set the gradient; the objective's report."""
         count = self.config.optim.batch_size
         parts = row_parts(count, self.config.optim.micro_batch)
@@ -126,20 +131,22 @@ class Learner:
                 sets,
                 rows=index[part] if len(parts) > 1 else None,
                 taken=batch.action,
-                device=self._packed_on,
+                device=_packed_on(graphs),
             )
             rows = Rows(*(torch.from_numpy(array[part]) for array in arrays))
-            reports.append(self._part_gradient(forest, rows, alpha, share))
+            reports.append(self._part_gradient(forest, rows, alpha, share, graphs))
         statistics = whole_statistics(reports, shares, self.optimiser, STATISTICS)
         each = [r[len(STATISTICS) :].view(2, -1) for r in reports]
         return torch.cat([statistics, torch.cat(each, 1).flatten()])
 
-    def _part_gradient(self, forest: Forest, rows: Rows, alpha: float, share: float) -> Tensor:
+    def _part_gradient(
+        self, forest: Forest, rows: Rows, alpha: float, share: float, graphs: SacGraphs | None
+    ) -> Tensor:
         """Set the gradient of a batch, or add that of a part; the objective's report."""
         with_actor = self.updates >= self.config.critic_warmup
         report = None
-        if self._graphs is not None:
-            report = self._graphs.gradient(forest, rows, alpha, with_actor=with_actor, share=share)
+        if graphs is not None:
+            report = graphs.gradient(forest, rows, alpha, with_actor=with_actor, share=share)
         if report is None:
             device = self.policy.device
             there = Rows(*(x.to(device) for x in rows))
@@ -149,7 +156,7 @@ class Learner:
             )
         return report
 
-    @property
-    def _packed_on(self) -> str | None:
-        """Where forests are made: where the policy is, unless a graph takes them from the CPU."""
-        return None if self._graphs is None else "cpu"
+
+def _packed_on(graphs: SacGraphs | None) -> str | None:
+    """Where forests are made: where the policy is, unless a graph takes them from the CPU."""
+    return None if graphs is None else "cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..envs.vector import VectorEnv
 from ..models.forest import Forest
+from ..models.graphs import with_room
 from ..models.policy import Policy
 from . import checkpoint
 from .optimiser import Optimiser, check_finite
@@ -98,11 +100,7 @@ class PpoAlgorithm:
 
     def _update(self, parts: list[Minibatch], progress: float) -> dict[str, float]:
         """One gradient update."""
-        sizes = [part.forest.num_rows for part in parts]
-        shares = [size / sum(sizes) for size in sizes]
-        self.optimiser.zero_grad()
-        reports = [self._gradient(*part, share) for part, share in zip(parts, shares, strict=True)]
-        report = whole_statistics(reports, shares, self.optimiser, STATISTICS)
+        report = with_room(partial(self._computed, parts), self._graphs)
         values = report.tolist()  # the only synchronisation
         metrics = dict(zip(STATISTICS, values, strict=True))
         check_finite(metrics, self.updates)
@@ -110,9 +108,21 @@ class PpoAlgorithm:
         self.updates += 1
         return metrics
 
-    def _gradient(self, forest: Forest, rows: Rows, share: float) -> Tensor:
+    def _computed(self, parts: list[Minibatch], graphs: PpoGraphs | None) -> Tensor:
+        """Set the gradient, from nothing; the minibatch's statistics."""
+        sizes = [part.forest.num_rows for part in parts]
+        shares = [size / sum(sizes) for size in sizes]
+        self.optimiser.zero_grad()
+        reports = [
+            self._gradient(*part, share, graphs) for part, share in zip(parts, shares, strict=True)
+        ]
+        return whole_statistics(reports, shares, self.optimiser, STATISTICS)
+
+    def _gradient(
+        self, forest: Forest, rows: Rows, share: float, graphs: PpoGraphs | None
+    ) -> Tensor:
         """Set the gradient of a minibatch, or add that of a part; the objective's report."""
-        report = None if self._graphs is None else self._graphs.gradient(forest, rows, share)
+        report = None if graphs is None else graphs.gradient(forest, rows, share)
         if report is None:
             device = self.policy.device
             report = self.objective.gradient(forest.to(device), rows.to(device), share)

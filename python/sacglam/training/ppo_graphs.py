@@ -39,6 +39,10 @@ class PpoGraphs:
         kind = (dtype, share)
         return self._gradients.run(kind, compute, forest, numbers, add=share < 1.0)
 
+    def release(self) -> None:
+        """Forget all graphs, and keep no memory for others."""
+        self._gradients.release()
+
     def __len__(self) -> int:
         """Graphs recorded."""
         return len(self._gradients)

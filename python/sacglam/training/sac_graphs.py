@@ -62,6 +62,11 @@ class SacGraphs:
         kind = (with_actor, share)
         return self._gradients.run(kind, compute, forest, numbers, add=share < 1.0)
 
+    def release(self) -> None:
+        """Forget all graphs, and keep no memory for others."""
+        self._bootstrap.release()
+        self._gradients.release()
+
     def __len__(self) -> int:
         """Graphs recorded."""
         return len(self._bootstrap) + len(self._gradients)

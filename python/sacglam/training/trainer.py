@@ -15,6 +15,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import CheckpointError, DeviceMemoryError, DivergedError, RunFolderError
+from ..models.loading import use_device
 from ..models.policy import Policy, load_saved_policy
 from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
@@ -81,6 +82,7 @@ class Trainer:
         self.config = config = setup.resolve(config, probe)
         if config.threads:
             torch.set_num_threads(config.threads)
+        use_device(config.device)
         self._reset_options = setup.reset_options(probe, config.env.split)
         self._has_expert = setup.attribute(probe, "expert_action") is not None
         self._envs = setup.make_envs(config, env)
