@@ -225,7 +225,7 @@ class Policy:
         separate = self.options.critic_trunk == "adapter"
         with self._adapter("default"):
             hidden = self.trunk.hidden(forest)
-        scores = self._policy_over(hidden, forest, normalise=self.options.score == "logprob")
+        scores = self._policy_over(hidden, forest)
         if not with_q:
             return scores
         if forest.reencoded is not None:
@@ -271,7 +271,7 @@ class Policy:
         finally:
             self._unfreeze()
 
-    def _policy_over(self, hidden: Tensor, forest: Forest, *, normalise: bool = True) -> Scores:
+    def _policy_over(self, hidden: Tensor, forest: Forest) -> Scores:
         """Hidden states [T, D] to scores without Q."""
         rows = hidden[forest.head_rows]
         if self.trunk.head_scale != 1.0:
@@ -281,7 +281,7 @@ class Policy:
             self.trunk.head_weight,
             forest,
             tau=self.options.temperature,
-            normalise=normalise,
+            normalise=self.options.score == "logprob",
             mean=self.options.reduce == "mean",
         )
 
