@@ -80,8 +80,18 @@ def attribute(env: Any, name: str, default: Any = None) -> Any:
 
 
 def reset_options(env: Any, split: str) -> dict[str, Any]:
-    """Options for `reset`: the split, for environments that know one."""
-    return {"split": split} if attribute(env, "train_goals") is not None else {}
+    """Options for `reset`: the split, for environments that know one.
+
+    Raises:
+        ConfigError: goals are asked for that the environment does not hold back.
+    """
+    goals = attribute(env, f"{split}_goals")
+    if split != "train" and not goals:
+        raise ConfigError(
+            f"the split is {split!r}, but {type(env).__name__} has no {split}_goals: ask for "
+            "'train' (env.split, eval --split), or give it a list of goals that it holds back"
+        )
+    return {"split": split} if goals is not None else {}
 
 
 def named(config: TrainConfig, env: Any) -> TrainConfig:
