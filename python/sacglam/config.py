@@ -31,7 +31,7 @@ class EnvConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     id: str = "tiny-llama"  # hub id, local folder, or tiny-t5 / tiny-llama
-    dtype: str = "float32"  # float32, bfloat16, float64
+    dtype: str | None = None  # float32 (null), bfloat16, float64; null: a given model's own
     attn: str = "fast"  # fast, or reference: the simplest code that is right
     cuda_graphs: bool = True  # on a GPU, launch a whole pass at once
     trust_remote_code: bool = False  # run code that comes with the model
@@ -163,7 +163,7 @@ class TrainConfig:
     checkpoint_interval: int = 10_000  # environment steps between checkpoints
     keep_checkpoints: int = 2  # older ones are deleted
     seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: a GPU, or where a given model is
     threads: int = 0  # torch's CPU threads; 0: torch's choice
     out: str = "runs/run"  # the run's folder
 
@@ -416,8 +416,7 @@ def _validate(config: TrainConfig) -> None:
     for name in ("critic.layers", "ppo.value_layers"):
         if any(width < 1 for width in _get(config, name)):
             raise ConfigError(f"{name} is {_get(config, name)}; widths must be at least 1")
-    lora_off = config.lora.r == 0 or (config.lora.r is None and config.model.id.startswith("tiny-"))
-    if lora_off and (config.critic.trunk == "adapter" or config.sac.prior):
+    if config.lora.r == 0 and (config.critic.trunk == "adapter" or config.sac.prior):
         what = "critic.trunk = adapter" if config.critic.trunk == "adapter" else "sac.prior"
         raise ConfigError(f"{what} needs LoRA adapters on a frozen base: set lora.r above 0")
     if config.sac.prior and config.sac.learn_alpha:
