@@ -148,6 +148,7 @@ def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None)
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but torch sees no GPU; use --device cpu or auto")
+    _warn_of_no_update(config)
     return dataclasses.replace(
         config,
         prompt=prompt,
@@ -156,6 +157,25 @@ def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None)
         optim=dataclasses.replace(config.optim, lr=rate),
         policy=dataclasses.replace(config.policy, reduce=reduce),
         device=device,
+    )
+
+
+def _warn_of_no_update(config: TrainConfig) -> None:
+    """Such a run is of use to see what acting does, and can be resumed with more steps."""
+    envs = config.env.num_envs
+    steps = -(-config.total_steps // envs) * envs  # the last one is made in every environment
+    rollout = config.ppo.rollout * envs
+    if config.algo == "ppo" and steps < rollout:
+        advice = f"a rollout takes {rollout}; raise total_steps, or lower ppo.rollout"
+    elif config.algo == "sac" and config.updates_due(steps) == 0:
+        first = config.learning_starts + config.steps_per_update
+        advice = f"the first is due after {first:g}; raise total_steps, or lower learning_starts"
+    else:
+        return
+    warnings.warn(
+        f"this run of {steps} environment steps makes no update: {advice}",
+        UserWarning,
+        stacklevel=1,  # one place, so that it is said once
     )
 
 
