@@ -167,7 +167,8 @@ def prepared(request, tmp_path, quick) -> Setup:
     trainer.algorithm.collector.start()
     for _ in range(20 if quick else 60):
         trainer.algorithm.collector.step()
-    rival = RepeatedPolicy(trainer.policy, str(tmp_path / "run" / "model"))
+    trainer.policy.save_base(tmp_path / "stock")
+    rival = RepeatedPolicy(trainer.policy, str(tmp_path / "stock"))
     return Setup(trainer, rival)
 
 

@@ -31,7 +31,7 @@ class EnvConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     id: str = "tiny-llama"  # hub id, local folder, or tiny-t5 / tiny-llama
-    dtype: str = "float32"  # float32, bfloat16, float64
+    dtype: str | None = None  # float32 (null), bfloat16, float64; null: a given model's own
     attn: str = "fast"  # fast, or reference: the simplest code that is right
     cuda_graphs: bool = True  # on a GPU, launch a whole pass at once
     trust_remote_code: bool = False  # run code that comes with the model
@@ -165,11 +165,13 @@ class TrainConfig:
     checkpoint_minutes: float = 15.0  # and at most so long between two; 0: steps alone decide
     keep_checkpoints: int = 2  # older ones are deleted
     seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: a GPU, or where a given model is
     threads: int = 0  # torch's CPU threads; 0: torch's choice
     out: str = "runs/run"  # the run's folder
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(TrainConfig).items():
+            object.__setattr__(self, name, coerce(name, getattr(self, name), kind))
         _validate(self)
 
     def updates_due(self, env_steps: int) -> int:
@@ -183,7 +185,8 @@ class TrainConfig:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         """From nested plain types; unknown names raise ConfigError with near matches."""
-        return _build(TrainConfig, values, "")
+        _refuse_unknown(TrainConfig, values, "")
+        return TrainConfig(**values)
 
     @staticmethod
     def preset(name: str) -> TrainConfig:
@@ -197,10 +200,17 @@ class TrainConfig:
         return TrainConfig.from_dict(_merged(TrainConfig, self.to_dict(), values))
 
     def save(self, path: str | Path) -> None:
-        """Write YAML."""
+        """Write YAML; raises ConfigError if `env.kwargs` holds what YAML cannot."""
         import yaml
 
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        try:
+            text = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"env.kwargs cannot be written to {path}: {error}. Give texts, numbers, lists and "
+                "mappings, and make the rest in a function: Trainer(config, env=lambda: MyEnv(...))"
+            ) from error
+        Path(path).write_text(text)
 
     @staticmethod
     def load(path: str | Path) -> TrainConfig:
@@ -212,9 +222,11 @@ class TrainConfig:
         values = self.to_dict()
         for name, value in overrides.items():
             *groups, last = name.split(".")
-            target = values
+            target: Any = values
             for group in groups:
-                target = target[group]
+                target = target.get(group)
+                if not isinstance(target, dict):
+                    raise _unknown(name)
             target[last] = value
         return TrainConfig.from_dict(values)
 
@@ -258,26 +270,33 @@ def _merged(cls: Any, values: Mapping[str, Any], changes: Mapping[str, Any]) -> 
     return found
 
 
-def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
+def _unknown(name: str) -> ConfigError:
+    near = difflib.get_close_matches(name, field_types(TrainConfig), 3, 0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return ConfigError(f"unknown configuration field {name}{hint}")
+
+
+def _refuse_unknown(cls: Any, values: Any, prefix: str) -> None:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')} is {values!r}; it must be a mapping of fields")
-    arguments = {}
-    for name, value in values.items():
+        name = prefix.rstrip(".") or "the configuration"
+        raise ConfigError(f"{name} is {values!r}; it must be a mapping of fields")
+    hints = typing.get_type_hints(cls)
+    for name in values:
         if name not in hints:
-            near = difflib.get_close_matches(f"{prefix}{name}", field_types(TrainConfig), 3, 0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ConfigError(f"unknown configuration field {prefix}{name}{hint}")
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind):
-            arguments[name] = _build(kind, value, f"{prefix}{name}.")
-        else:
-            arguments[name] = coerce(f"{prefix}{name}", value, kind)
-    return cls(**arguments)
+            raise _unknown(f"{prefix}{name}")
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:
     """`value` as the field's type; raises ConfigError if it is not one."""
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        value = value.item()
+    if dataclasses.is_dataclass(kind):  # a group of fields
+        values = vars(value) if isinstance(value, typing.cast(type, kind)) else value
+        _refuse_unknown(kind, values, f"{name}.")
+        hints = typing.get_type_hints(kind)
+        return typing.cast(Any, kind)(
+            **{field: coerce(f"{name}.{field}", v, hints[field]) for field, v in values.items()}
+        )
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None:
@@ -286,13 +305,11 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     if origin is list and isinstance(value, list | tuple):
         return [coerce(name, v, options[0]) for v in value]
     if origin is dict and isinstance(value, Mapping):
-        return dict(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as a text
+        return {k: v.item() if getattr(v, "ndim", None) == 0 else v for k, v in value.items()}
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
+            return float(value)  # YAML reads 1e-4 as a text
+        except (ValueError, OverflowError):
             pass
     if kind in (int, bool, str) and type(value) is kind:
         return value
@@ -384,8 +401,6 @@ def _get(config: Any, name: str) -> Any:
 
 
 def _validate(config: TrainConfig) -> None:
-    for name, kind in field_types(TrainConfig).items():
-        coerce(name, _get(config, name), kind)
     for name, allowed in _CHOICES.items():
         value = _get(config, name)
         if value is not None and value not in allowed:
@@ -405,7 +420,12 @@ def _validate(config: TrainConfig) -> None:
     for name in ("critic.layers", "ppo.value_layers"):
         if any(width < 1 for width in _get(config, name)):
             raise ConfigError(f"{name} is {_get(config, name)}; widths must be at least 1")
-    lora_off = config.lora.r == 0 or (config.lora.r is None and config.model.id.startswith("tiny-"))
-    if lora_off and (config.critic.trunk == "adapter" or config.sac.prior):
+    if config.lora.r == 0 and (config.critic.trunk == "adapter" or config.sac.prior):
         what = "critic.trunk = adapter" if config.critic.trunk == "adapter" else "sac.prior"
         raise ConfigError(f"{what} needs LoRA adapters on a frozen base: set lora.r above 0")
+    if config.sac.prior and config.sac.learn_alpha:
+        raise ConfigError(
+            "sac.prior and sac.learn_alpha exclude each other: alpha would weigh the KL to the "
+            "prior, but be driven toward an entropy. Set sac.learn_alpha to false and "
+            "choose sac.alpha, or leave sac.prior off"
+        )

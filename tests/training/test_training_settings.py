@@ -40,9 +40,30 @@ def test_updates_follow_the_environment_steps(
 
 
 def test_no_update_before_learning_starts(quick_config: Any):
-    _, result, rows = _train(quick_config("late", learning_starts=400))
+    with pytest.warns(UserWarning, match=r"400 .* makes no update: the first is due after 404"):
+        _, result, rows = _train(quick_config("late", learning_starts=400))
     assert result.updates == 0
     assert [row["updates"] for row in rows] == [0] * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "updates"),
+    [
+        ({"learning_starts": 399}, 0),
+        ({"learning_starts": 396}, 1),
+        ({"learning_starts": 396, "total_steps": 398}, 1),  # 400 steps of 4 environments
+        ({"algo": "ppo", "ppo.rollout": 101}, 0),
+        ({"algo": "ppo", "ppo.rollout": 100, "ppo.epochs": 1, "ppo.minibatch": 400}, 1),
+    ],
+    ids=str,
+)
+def test_a_run_without_an_update_is_warned_of(
+    quick_config: Any, recwarn: pytest.WarningsRecorder, options: dict[str, Any], updates: int
+):
+    _, result, _ = _train(quick_config(**{"eval.episodes": 2, **options}))
+    assert result.updates == updates
+    warned = [str(w.message) for w in recwarn if "makes no update" in str(w.message)]
+    assert len(warned) == (updates == 0)
 
 
 @pytest.mark.parametrize("algo", ["sac", "ppo"])

@@ -53,11 +53,12 @@ def policy_loss(
         clip: eps.
 
     Returns:
-        the loss (scalar), and the ratios rho [B], detached.
+        the loss (scalar), and log rho [B], detached.
     """
-    ratio = (log_prob - old_log_prob).exp()  # [B]
+    log_ratio = log_prob - old_log_prob  # [B]
+    ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
-    return -torch.minimum(ratio * advantage, clipped * advantage).mean(), ratio.detach()
+    return -torch.minimum(ratio * advantage, clipped * advantage).mean(), log_ratio.detach()
 
 
 def value_loss(value: Tensor, returns: Tensor) -> Tensor:
@@ -65,6 +66,9 @@ def value_loss(value: Tensor, returns: Tensor) -> Tensor:
     return (value - returns).square().mean()
 
 
-def approximate_kl(ratio: Tensor) -> Tensor:
-    """E[(rho - 1) - log rho], an estimate of KL(pi_old || pi) that is never negative -> scalar."""
-    return (ratio - 1.0 - ratio.log()).mean()
+def approximate_kl(log_ratio: Tensor) -> Tensor:
+    """E[(rho - 1) - log rho], an estimate of KL(pi_old || pi) that is never negative -> scalar.
+
+    Of log rho [B], since rho may underflow to 0.
+    """
+    return (log_ratio.expm1() - log_ratio).mean()

@@ -61,7 +61,8 @@ def fuse(model: Any) -> None:
 
 def override(module: nn.Module, forward: Any) -> None:
     """Give a module another forward method; its own becomes `sacglam_original`."""
-    module.sacglam_original = module.forward  # type: ignore[assignment]
+    # A model may be given to a policy again.
+    module.__dict__.setdefault("sacglam_original", module.forward)
     module.forward = types.MethodType(forward, module)
 
 

@@ -85,9 +85,9 @@ def load_language_model(
         critic_folder = Path(adapter) / "critic"
         if critic_folder.is_dir():
             model.load_adapter(str(critic_folder), "critic", is_trainable=True)
-            _train_all_adapters(model)
+            train_all_adapters(model)
     elif lora is not None:
-        model = _add_lora(model, lora, critic_adapter)
+        model = add_lora(model, lora, critic_adapter)
     use_device(device)
     model.to(device)
     model.eval()  # dropout stays off: scores must be the same function in every pass
@@ -106,7 +106,8 @@ def _load_tokenizer(name: str | Path, options: dict[str, Any]) -> Any:
     return kind.from_pretrained(name, **options)
 
 
-def _add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
+def add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
+    """A model with fresh adapters on frozen weights; raises ConfigError."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -124,11 +125,11 @@ def _add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
         ) from error
     if critic_adapter:
         wrapped.add_adapter("critic", config)
-        _train_all_adapters(wrapped)
+        train_all_adapters(wrapped)
     return wrapped
 
 
-def _train_all_adapters(model: Any) -> None:
+def train_all_adapters(model: Any) -> None:
     """peft freezes every adapter but the active one; actor and critic are trained together."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:

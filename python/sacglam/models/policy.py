@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from .._C import CandidateSet, ForestPacker
 from ..errors import CandidateError, CheckpointError, ConfigError, UnsupportedModelError
 from ..kernels import triton_serves
 from ..text import PromptTemplate, TextCodec
+from .base import save_base
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
 from .forest import Forest, forest_from_packed
 from .graphs import ActingGraphs, acting_graphs, with_room
@@ -83,7 +85,8 @@ class Policy:
         tokenizer: its tokenizer.
         template: the prompt's segments, for the trainer; `score` takes whole prompts.
         options: how scores and values are computed.
-        name: the base model's id or folder; saved, so that a LoRA policy can be loaded again.
+        name: the base model's id or folder; saved, so that a LoRA policy can be loaded again. If it
+            has none, the base itself is saved.
     """
 
     def __init__(
@@ -227,7 +230,7 @@ class Policy:
         separate = self.options.critic_trunk == "adapter"
         with self._adapter("default"):
             hidden = self.trunk.hidden(forest)
-        scores = self._policy_over(hidden, forest, normalise=self.options.score == "logprob")
+        scores = self._policy_over(hidden, forest)
         if not with_q:
             return scores
         if forest.reencoded is not None:
@@ -273,7 +276,7 @@ class Policy:
         finally:
             self._unfreeze()
 
-    def _policy_over(self, hidden: Tensor, forest: Forest, *, normalise: bool = True) -> Scores:
+    def _policy_over(self, hidden: Tensor, forest: Forest) -> Scores:
         """Hidden states [T, D] to scores without Q."""
         rows = hidden[forest.head_rows]
         if self.trunk.head_scale != 1.0:
@@ -283,7 +286,7 @@ class Policy:
             self.trunk.head_weight,
             forest,
             tau=self.options.temperature,
-            normalise=normalise,
+            normalise=self.options.score == "logprob",
             mean=self.options.reduce == "mean",
         )
 
@@ -424,23 +427,43 @@ class Policy:
 
     # --- saving -------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> None:
-        """Write weights (peft's own format for LoRA, else the whole model), heads and options."""
+    def save(self, folder: str | Path, *, base: Path | None = None) -> None:
+        """Write weights (peft's own format for LoRA, else the whole model), heads and options.
+
+        base: where the base model of adapters is put, if it has no name; by default in `folder`.
+            Several saves may share one. They find it for as long as all move together.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        own = self.is_lora and not self.name
+        base = folder / "base" if base is None else base
+        if own:
+            self.save_base(base)
+            for config in self.model.peft_config.values():
+                config.base_model_name_or_path = str(base)
         self.model.save_pretrained(folder / ("adapter" if self.is_lora else "model"))
+        if own:
+            for file in (folder / "adapter").rglob("adapter_config.json"):
+                found = json.loads(file.read_text())
+                found["base_model_name_or_path"] = os.path.relpath(base, file.parent)
+                file.write_text(json.dumps(found, indent=2) + "\n")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         heads = {name: p.detach().cpu().contiguous() for name, p in self.heads.named_parameters()}
         save_file(heads, folder / "heads.safetensors")
         description = {
             "format": 1,
             "base_model": self.name,
+            "base_folder": os.path.relpath(base, folder) if own else None,
             "lora": self.is_lora,
             "options": asdict(self.options),
             "template": asdict(self.codec.template),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+
+    def save_base(self, folder: Path) -> None:
+        """Write the model without adapters, and the tokenizer, unless they are there."""
+        save_base(self.model, self.tokenizer, folder)
 
 
 def _make_set(codec: TextCodec, actions: tuple[str, ...]) -> CandidateSet:
@@ -476,8 +499,11 @@ def load_saved_policy(folder: str | Path, *, device: torch.device | str = "cpu")
                 f"{folder} has policy format {description['format']}; this version reads 1"
             )
         lora = description["lora"]
+        base = description["base_model"]
+        if lora and not base:
+            base = os.path.normpath(folder / description["base_folder"])
         model, tokenizer = load_language_model(
-            description["base_model"] if lora else folder / "model",
+            base if lora else folder / "model",
             adapter=folder / "adapter" if lora else None,
             dtype=description["dtype"],
             device=device,

@@ -123,14 +123,17 @@ def check_training(
     tell("playing the environment")
     probe = setup.env_factory(config, env)()
     check_env(probe)
-    config = setup.resolve(config, probe)
-    stock = None if model is None else copy.deepcopy(model[0])
+    config = setup.resolve(config, probe, model)
+    stock = None if model is None else model[0]
+    model = None if model is None else (copy.deepcopy(model[0]), model[1])
     with tempfile.TemporaryDirectory() as folder:
         tell("loading the model")
         with _tokenisation_warnings() as said:
             trainer = Trainer(_shortened(config, Path(folder) / "run"), env=env, model=model)
         with closing(trainer):
             tried, policy, collector = trainer.config, trainer.policy, trainer.algorithm.collector
+            if tried.model.id in TINY:
+                policy.save_base(Path(tried.out) / "model")  # as it is before updates
             collector.start()
             seen = _look_around(trainer)
             length = trainer.evaluate(tried.env.num_envs, "random")["length_mean"]
@@ -316,7 +319,7 @@ def _stock_model(policy: Policy, config: TrainConfig) -> Any:
         name = (Path(config.out) / "model").resolve()
     model, _ = load_language_model(
         name,
-        dtype=config.model.dtype,
+        dtype=config.model.dtype or "float32",
         device=policy.device,
         trust_remote_code=config.model.trust_remote_code,
     )

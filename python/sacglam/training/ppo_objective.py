@@ -57,13 +57,15 @@ class PpoObjective:
         scores = self.policy.forward(forest)
         assert scores.v is not None
         log_prob = scores.log_pi.gather(-1, rows.action[:, None]).squeeze(-1)
-        actor_loss, ratio = ppo.policy_loss(log_prob, rows.log_prob, rows.advantage, options.clip)
+        actor_loss, log_ratio = ppo.policy_loss(
+            log_prob, rows.log_prob, rows.advantage, options.clip
+        )
         critic_loss = ppo.value_loss(scores.v, rows.returns)
         entropy = scores.entropy.mean()
         loss = actor_loss + options.value_weight * critic_loss - options.entropy_weight * entropy
         norm, clipped = self.optimiser.gradient(loss, share)
-        far = ((ratio - 1.0).abs() > options.clip).float().mean()
+        far = (log_ratio.expm1().abs() > options.clip).float().mean()
         statistics = [critic_loss, actor_loss, norm, clipped, entropy,
-                      scores.v.mean(), rows.returns.mean(), ppo.approximate_kl(ratio),
+                      scores.v.mean(), rows.returns.mean(), ppo.approximate_kl(log_ratio),
                       far]  # fmt: skip
         return torch.stack([x.detach().double() for x in statistics])

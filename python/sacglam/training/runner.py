@@ -121,17 +121,20 @@ def evaluate_run(
         env: as for `Trainer`, if the run had a user's own environment.
         device: where the policy computes.
         callbacks: their `on_evaluation` is told how far it is.
+
+    Raises:
+        ConfigError: `split` is "test", and the environment holds no goals back.
+        RunFolderError, CheckpointError: the folder is no run, or has no complete checkpoint.
     """
     folder = Path(folder)
     config = load_run_config(folder)
+    probe = setup.env_factory(config, env)()
+    wanted = split or config.env.split
+    options = setup.reset_options(probe, wanted)
     policy = load_policy(folder, device=device)
     envs = setup.make_envs(config, env)
-    probe = setup.env_factory(config, env)()
     seed = config.seed if seed is None else seed
-    wanted = split or config.env.split
     count = episodes or config.eval.episodes
-
-    options = setup.reset_options(probe, wanted)
 
     def measure(kind: str, chooser: evaluation.Chooser) -> dict[str, Any]:
         def tell(done: int) -> None:

@@ -7,15 +7,17 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from ..config import EnvConfig, TrainConfig
+from ..config import EnvConfig, LoraConfig, TrainConfig
 from ..envs import make_env
 from ..envs.vector import VectorEnv, find
 from ..errors import ConfigError
+from ..models.base import base_of, found_name
+from ..models.given import own_dtype, own_lora, prepare
 from ..models.loading import LoraOptions, load_language_model
 from ..models.policy import Policy, PolicyOptions
 from ..models.tiny import TINY, save_tiny_model
@@ -80,8 +82,18 @@ def attribute(env: Any, name: str, default: Any = None) -> Any:
 
 
 def reset_options(env: Any, split: str) -> dict[str, Any]:
-    """Options for `reset`: the split, for environments that know one."""
-    return {"split": split} if attribute(env, "train_goals") is not None else {}
+    """Options for `reset`: the split, for environments that know one.
+
+    Raises:
+        ConfigError: goals are asked for that the environment does not hold back.
+    """
+    goals = attribute(env, f"{split}_goals")
+    if split != "train" and not goals:
+        raise ConfigError(
+            f"the split is {split!r}, but {type(env).__name__} has no {split}_goals: ask for "
+            "'train' (env.split, eval --split), or give it a list of goals that it holds back"
+        )
+    return {"split": split} if goals is not None else {}
 
 
 def named(config: TrainConfig, env: Any) -> TrainConfig:
@@ -97,8 +109,9 @@ def name_of(env: Any) -> str:
     return f"{kind.__module__}:{getattr(kind, '__qualname__', type(kind).__qualname__)}"
 
 
-def resolve(config: TrainConfig, env: Any) -> TrainConfig:
-    """Replace every "null: decided later" field by what it becomes for this environment."""
+def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None) -> TrainConfig:
+    """Replace every "null: decided later" field by what it becomes for this environment, and for a
+    user's (model, tokenizer)."""
     prompt = dataclasses.replace(
         config.prompt,
         history=config.prompt.history
@@ -108,8 +121,19 @@ def resolve(config: TrainConfig, env: Any) -> TrainConfig:
         if config.prompt.instruction is not None
         else str(attribute(env, "instruction", "")),
     )
-    tiny = config.model.id in TINY
-    rank = config.lora.r
+    given = None if model is None else model[0]
+    identity, dtype, lora = config.model.id, config.model.dtype, config.lora
+    if given is not None:
+        base = base_of(given)
+        if identity in TINY:
+            identity = base.config.name_or_path or type(base).__name__
+        own = own_lora(given, lora.r)
+        if own is not None:
+            modules = own.target_modules
+            lora = LoraConfig(own.r, own.alpha, None if modules is None else list(modules))
+        dtype = dtype or own_dtype(given)
+    tiny = given is None and identity in TINY
+    rank = lora.r
     if rank is None:
         rank = 0 if tiny else 16
     rate = config.optim.lr
@@ -118,49 +142,84 @@ def resolve(config: TrainConfig, env: Any) -> TrainConfig:
     # Untrained, every token costs log V: a sum makes the shortest action nearly certain.
     reduce = config.policy.reduce or ("mean" if tiny else "sum")
     device = config.device
-    if device == "auto":
+    if device == "auto" and given is not None:
+        device = str(next(given.parameters()).device)
+    elif device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but torch sees no GPU; use --device cpu or auto")
+    _warn_of_no_update(config)
     return dataclasses.replace(
         config,
         prompt=prompt,
-        lora=dataclasses.replace(config.lora, r=rank),
+        model=dataclasses.replace(config.model, id=identity, dtype=dtype or "float32"),
+        lora=dataclasses.replace(lora, r=rank),
         optim=dataclasses.replace(config.optim, lr=rate),
         policy=dataclasses.replace(config.policy, reduce=reduce),
         device=device,
     )
 
 
-def make_policy(config: TrainConfig, env: Any, model_folder: Path) -> Policy:
-    """The untrained policy of a resolved configuration; a tiny model is made in `model_folder`."""
+def _warn_of_no_update(config: TrainConfig) -> None:
+    """Such a run is of use to see what acting does, and can be resumed with more steps."""
+    envs = config.env.num_envs
+    steps = -(-config.total_steps // envs) * envs  # the last one is made in every environment
+    rollout = config.ppo.rollout * envs
+    if config.algo == "ppo" and steps < rollout:
+        advice = f"a rollout takes {rollout}; raise total_steps, or lower ppo.rollout"
+    elif config.algo == "sac" and config.updates_due(steps) == 0:
+        first = config.learning_starts + config.steps_per_update
+        advice = f"the first is due after {first:g}; raise total_steps, or lower learning_starts"
+    else:
+        return
+    warnings.warn(
+        f"this run of {steps} environment steps makes no update: {advice}",
+        UserWarning,
+        stacklevel=1,  # one place, so that it is said once
+    )
+
+
+def make_policy(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None) -> Policy:
+    """The untrained policy of a resolved configuration, around a user's (model, tokenizer) if
+    given."""
+    lora, name = config.lora, config.model.id
+    options: dict[str, Any] = {
+        "lora": LoraOptions(lora.r, lora.alpha, lora.target_modules) if lora.r else None,
+        "critic_adapter": config.critic.trunk == "adapter",
+        "dtype": config.model.dtype,
+        "device": config.device,
+    }
+    with TemporaryDirectory() as folder:
+        tiny = model is None and name in TINY
+        if tiny:
+            _save_tiny(config, env, folder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(config.seed, HEADS))  # fresh adapters and Q heads
+            if model is not None:
+                loaded = prepare(model[0], **options), model[1]
+            else:
+                options["trust_remote_code"] = config.model.trust_remote_code
+                loaded = load_language_model(folder if tiny else name, **options)
+            # Only adapters need to find their base again.
+            if tiny or not lora.r:
+                name = ""
+            elif model is not None:
+                name = found_name(loaded[0], name)
+            return wrap_model(config, *loaded, name)
+
+
+def _save_tiny(config: TrainConfig, env: Any, folder: str) -> None:
     template = make_template(config)
-    name: str | Path = config.model.id
-    if config.model.id in TINY:
-        name = save_tiny_model(
-            config.model.id,
-            [*template.segments("", ""), template.actions_label, ",", *vocabulary(env)],
-            model_folder.resolve(),
-            seed=config.seed,
-            hidden_size=config.model.hidden_size,
-            layers=config.model.layers,
-            heads=config.model.heads,
-            feed_forward=config.model.feed_forward,
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, HEADS))  # fresh adapters and Q heads
-        model, tokenizer = load_language_model(
-            name,
-            lora=LoraOptions(config.lora.r, config.lora.alpha, config.lora.target_modules)
-            if config.lora.r
-            else None,
-            critic_adapter=config.critic.trunk == "adapter",
-            dtype=config.model.dtype,
-            device=config.device,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-        # The whole model is saved with the policy; only adapters need to find their base again.
-        return wrap_model(config, model, tokenizer, str(name if config.lora.r else config.model.id))
+    save_tiny_model(
+        config.model.id,
+        [*template.segments("", ""), template.actions_label, ",", *vocabulary(env)],
+        folder,
+        seed=config.seed,
+        hidden_size=config.model.hidden_size,
+        layers=config.model.layers,
+        heads=config.model.heads,
+        feed_forward=config.model.feed_forward,
+    )
 
 
 def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") -> Policy:

@@ -17,6 +17,7 @@ from ..config import TrainConfig
 from ..errors import CheckpointError, DeviceMemoryError, DivergedError, RunFolderError
 from ..models.loading import use_device
 from ..models.policy import Policy, load_saved_policy
+from ..models.tiny import TINY
 from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
 from .callbacks import Callback
@@ -24,7 +25,7 @@ from .clock import Clock
 from .files import exclusive, write_json
 from .metrics import Meter, MetricsWriter, drop_after
 from .parts import smaller_part
-from .seeds import ACTING, derive, generator
+from .seeds import ACTING, generator
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         config = setup.named(config, env)
         probe = setup.env_factory(config, env)()
-        self.config = config = setup.resolve(config, probe)
+        self.config = config = setup.resolve(config, probe, model)
         if config.threads:
             torch.set_num_threads(config.threads)
         use_device(config.device)
@@ -90,13 +91,8 @@ class Trainer:
         resumed = checkpoint.latest_checkpoint(self.out) if resume else None
         if resumed is not None:
             self.policy = load_saved_policy(resumed / "policy", device=config.device)
-        elif model is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive(config.seed))
-                self.policy = setup.wrap_model(config, *model)
         else:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self.policy = setup.make_policy(config, probe, self.out / "model")
+            self.policy = setup.make_policy(config, probe, model)
         self._check_segments(probe)
         self._noise = generator(config.seed, ACTING)
         self.algorithm = make_algorithm(
@@ -182,11 +178,15 @@ class Trainer:
         self._updating = False
         self._refuse_foreign_progress()
         drop_after(self.out, self.env_steps)
-        config.save(self.out / "config.yaml")
         saved_at = self._position if self._begun else None
         if not self._begun:
+            if (self.out / "config.yaml").exists():  # another trainer was faster
+                refuse_used_folder(self.out)
             self.algorithm.collector.start()
             self._begun = True
+            if config.model.id in TINY:
+                self.policy.save_base(self.out / "model")
+        config.save(self.out / "config.yaml")
         if self.env_steps == 0 and not (self.out / "baselines.json").exists():
             with suppress(_Stopped):  # then the loop ends at once, and saves
                 write_json(self.out / "baselines.json", self._baselines())
@@ -335,7 +335,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a complete checkpoint; returns its folder."""
         writer = checkpoint.CheckpointWriter(self.out, self.env_steps)
-        self.policy.save(writer.folder / "policy")
+        self.policy.save(writer.folder / "policy", base=self.out / "model")
         learned = self.algorithm.save(writer)
         folder = writer.commit(
             {
@@ -433,7 +433,7 @@ def refuse_used_folder(out: Path) -> None:
             f"{out} already holds a run. Continue it with `sacglam train --resume {out}`, or "
             "choose another folder with --out"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {".lock"}):
         raise RunFolderError(f"{out} exists and is not an empty folder; choose another --out")
 
 

@@ -1,0 +1,85 @@
+"""The base model under adapters: written without them, and found again by its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+
+def base_of(model: Any) -> Any:
+    """The model that peft wrapped, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def base_weights(model: Any) -> dict[str, Tensor]:
+    """The state dict that the base model has without adapters."""
+    return {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): weight
+        for name, weight in base_of(model).state_dict().items()
+        if "lora_" not in name and ".modules_to_save." not in name
+    }
+
+
+def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the base model and the tokenizer as `save_pretrained` does, unless they are there."""
+    if folder.exists():
+        return
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    base_of(model).save_pretrained(temporary, state_dict=base_weights(model))
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
+
+
+def found_name(model: Any, name: str) -> str:
+    """A name under which this machine holds the base's weights as they are now, `name` or what the
+    model says; "" if there is none, as for weights that were trained or are new."""
+    base = base_of(model)
+    adapters = getattr(model, "peft_config", {}).values()
+    names = [name, base.config.name_or_path, *(a.base_model_name_or_path for a in adapters)]
+    weights = base_weights(model)
+    prefix = f"{base.base_model_prefix}."  # which some files leave out
+    for known in dict.fromkeys(filter(None, names)):
+        if _hold(_weight_files(known), weights, prefix):
+            return known
+    return ""
+
+
+def _weight_files(name: str) -> list[str]:
+    """The safetensors files of a folder, or of a hub id that was downloaded."""
+    whole, index = _local(name, "model.safetensors"), _local(name, "model.safetensors.index.json")
+    if whole or not index:
+        return [whole] if whole else []
+    shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    found = [_local(name, shard) for shard in shards]
+    return [file for file in found if file] if all(found) else []
+
+
+def _local(name: str, file: str) -> str | None:
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(name, file, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _hold(files: list[str], weights: dict[str, Tensor], prefix: str) -> bool:
+    """Whether every one of the weights is in the files, as it is."""
+    found = set()
+    for file in files:
+        with safe_open(file, framework="pt") as saved:
+            for key in saved.keys():  # noqa: SIM118
+                weight = weights.get(key, weights.get(prefix + key))
+                if weight is None:  # a buffer of an older version
+                    continue
+                if not torch.equal(saved.get_tensor(key).to(weight.dtype), weight.cpu()):
+                    return False
+                found.add(weight.data_ptr())
+    return all(weight.data_ptr() in found for weight in weights.values())  # tied ones are in once

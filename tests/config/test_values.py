@@ -1,0 +1,76 @@
+"""What a configuration is made from: names, types, and fields that contradict each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sacglam import TrainConfig
+from sacglam.config import CriticConfig, EnvConfig, OptimConfig
+from sacglam.errors import ConfigError
+
+MAKERS: dict[str, Callable[[Any], TrainConfig]] = {
+    "constructor": lambda lr: TrainConfig(optim=OptimConfig(lr=lr)),
+    "replace": lambda lr: dataclasses.replace(TrainConfig(), optim=OptimConfig(lr=lr)),
+    "overrides": lambda lr: TrainConfig().with_overrides({"optim.lr": lr}),
+    "mapping": lambda lr: TrainConfig.from_dict({"optim": {"lr": lr}}),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("lr", [1e-3, "1e-3", np.float64(1e-3), np.array(1e-3)], ids=repr)
+def test_values_become_the_field_s_type(make: Any, lr: Any, tmp_path: Path):
+    config = make(lr)
+    assert type(config.optim.lr) is float
+    assert config.optim.lr == 1e-3
+    config.save(tmp_path / "config.yaml")
+    assert TrainConfig.load(tmp_path / "config.yaml") == config
+
+
+def test_whole_numbers_lists_and_arguments_of_numpy(tmp_path: Path):
+    config = TrainConfig(
+        env=EnvConfig(kwargs={"n_objects": np.int64(3)}),
+        critic=CriticConfig(layers=(8, np.int32(4))),  # type: ignore[arg-type]
+        seed=np.int64(7),
+    )
+    config.save(tmp_path / "config.yaml")
+    loaded = TrainConfig.load(tmp_path / "config.yaml")
+    assert (loaded.env.kwargs, loaded.critic.layers, loaded.seed) == ({"n_objects": 3}, [8, 4], 7)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("lr", ["fast", True, [1e-3], 10**400], ids=str)
+def test_other_types_are_refused(make: Any, lr: Any):
+    with pytest.raises(ConfigError, match=r"optim\.lr is .* must be of type float"):
+        make(lr)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"sack.alpha": 1}, r"unknown .* sack\.alpha; did you mean sac\.alpha"),
+        ({"sac.alhpa": 1}, r"unknown .* sac\.alhpa; did you mean sac\.alpha"),
+        ({"seed.x": 1}, r"unknown .* seed\.x; did you mean seed"),
+        ({"lora.r.x": 1}, r"unknown .* lora\.r\.x; did you mean lora\.r"),
+        ({"optim": 3}, "optim is 3; it must be a mapping"),
+    ],
+)
+def test_overrides_of_what_is_no_field(overrides: dict[str, Any], words: str):
+    with pytest.raises(ConfigError, match=words):
+        TrainConfig().with_overrides(overrides)
+
+
+def test_arguments_that_no_file_can_hold(tmp_path: Path):
+    config = TrainConfig().with_overrides({"env.kwargs.rooms": object()})
+    with pytest.raises(ConfigError, match=r"env\.kwargs cannot be written"):
+        config.save(tmp_path / "config.yaml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_learned_alpha_does_not_weigh_a_prior():
+    with pytest.raises(ConfigError, match=r"Set sac\.learn_alpha to false"):
+        TrainConfig().with_overrides({"lora.r": 8, "sac.prior": True, "sac.learn_alpha": True})
