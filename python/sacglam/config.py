@@ -210,7 +210,10 @@ class TrainConfig:
                 f"env.kwargs cannot be written to {path}: {error}. Give texts, numbers, lists and "
                 "mappings, and make the rest in a function: Trainer(config, env=lambda: MyEnv(...))"
             ) from error
-        Path(path).write_text(text)
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text)
+        temporary.replace(path)  # an interruption leaves the old file
 
     @staticmethod
     def load(path: str | Path) -> TrainConfig:
@@ -243,7 +246,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of fields")
-    return values
+    return _nested(values)
+
+
+def _nested(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """With {"sac.alpha": 0.1} as {"sac": {"alpha": 0.1}}."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        group, dot, field = str(name).partition(".")
+        if dot and isinstance(found.setdefault(group, {}), dict):
+            found[group][field] = value
+        elif isinstance(value, Mapping) and isinstance(found.get(group), dict):
+            found[group] |= value
+        else:
+            found[group] = value
+    return found
 
 
 def field_types(cls: type, prefix: str = "") -> dict[str, Any]:

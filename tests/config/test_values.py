@@ -74,3 +74,22 @@ def test_arguments_that_no_file_can_hold(tmp_path: Path):
 def test_a_learned_alpha_does_not_weigh_a_prior():
     with pytest.raises(ConfigError, match=r"Set sac\.learn_alpha to false"):
         TrainConfig().with_overrides({"lora.r": 8, "sac.prior": True, "sac.learn_alpha": True})
+
+
+def test_names_with_dots_in_a_file(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("sac.alpha: 0.1\nsac:\n  gamma: 0.5\nreplay.her_ratio: 0.25\ntotal_steps: 7\n")
+    config = TrainConfig.load(path)
+    found = (config.sac.alpha, config.sac.gamma, config.replay.her_ratio, config.total_steps)
+    assert found == (0.1, 0.5, 0.25, 7)
+
+
+def test_flags_of_text_are_taken_as_they_are():
+    from sacglam.cli.flags import overrides_from
+    from sacglam.cli.main import build_parser
+
+    for text in ("Rules: one.", "# Task", "[x", "7"):
+        arguments = build_parser().parse_args(["train", "--prompt.instruction", text])
+        assert overrides_from(arguments) == {"prompt.instruction": text}
+    arguments = build_parser().parse_args(["train", "--prompt.instruction", "null"])
+    assert overrides_from(arguments) == {"prompt.instruction": None}

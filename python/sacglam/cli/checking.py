@@ -29,6 +29,7 @@ def check_lines(found: TrainingCheck) -> list[str]:
             f"trained: {_short(found.trained)}, critic's heads included",
         ),
         ("tokenizer", found.tokenizer_warning or "segments give the ids of the whole prompt"),
+        ("hindsight", _hindsight(found.achieving)),
         ("scores", _agreement(found.agreement)),
         (
             "speed",
@@ -45,7 +46,19 @@ def check_lines(found: TrainingCheck) -> list[str]:
     return [
         textwrap.fill(f"{name:12}{text}", width=100, subsequent_indent=" " * 12)
         for name, text in rows
+        if text
     ]
+
+
+def _hindsight(achieving: float | None) -> str:
+    if achieving is None:
+        return ""
+    if achieving == 0:
+        return (
+            "NOTHING to learn from: no step of random play achieved a goal, so info["
+            "'achieved_goals'] stayed empty; list all that a step satisfies, in the words of goals"
+        )
+    return f"{100 * achieving:.3g} % of the steps of random play achieve a goal"
 
 
 def _agreement(found: Agreement | None) -> str:

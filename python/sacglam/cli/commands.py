@@ -66,7 +66,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     quiet_libraries()
     result = evaluate_with_progress(
-        arguments.dir, episodes=arguments.episodes, split=arguments.split, seed=arguments.seed
+        arguments.dir,
+        episodes=arguments.episodes,
+        split=arguments.split,
+        seed=arguments.seed,
+        device=arguments.device,
+        threads=arguments.threads,
     )
     print(result_table({Path(arguments.dir).name: result}))
     return 0
@@ -85,7 +90,9 @@ def play(arguments: argparse.Namespace) -> int:
         episodes=arguments.episodes,
         goal=arguments.goal,
         seed=arguments.seed,
-        greedy=not arguments.sample,
+        greedy=False if arguments.sample else None,
+        device=arguments.device,
+        threads=arguments.threads,
     )
     return 0
 

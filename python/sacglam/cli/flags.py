@@ -46,8 +46,8 @@ def overrides_from(arguments: argparse.Namespace) -> dict[str, Any]:
         raw = getattr(arguments, name, None)
         if raw is None:
             continue
-        if kind is str:
-            found[name] = raw
+        if kind in (str, str | None):
+            found[name] = None if kind is not str and raw == "null" else raw
             continue
         try:
             found[name] = yaml.safe_load(raw)

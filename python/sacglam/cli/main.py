@@ -55,7 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     play.add_argument("--episodes", type=int, default=1)
     play.add_argument("--goal", default=None, help="ask for this goal")
     play.add_argument("--seed", type=int, default=None)
-    play.add_argument("--sample", action="store_true", help="sample instead of the best action")
+    play.add_argument(
+        "--sample", action="store_true", help="sample, also where the run is evaluated greedily"
+    )
+    for command in (evaluate, play):
+        command.add_argument("--device", default=None, help="cpu, cuda, ... [the run's]")
+        command.add_argument("--threads", type=int, default=None, help="torch's [the run's]")
     play.set_defaults(run="play")
 
     plot = commands.add_parser("plot", help="draw learning curves of one or more runs")
@@ -100,6 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:  # a full disk, a folder that is read-only
+        print(f"sacglam: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):
+            print(f"sacglam: {note}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from sacglam.errors import (
 )
 
 BABYAI = "babyai/"
+GIVEN = "given as an object: "  # of environments that no id makes
 
 _factories: dict[str, Callable[..., Any]] = {
     name: functools.partial(PlaygroundText, **preset) for name, preset in PRESETS.items()
@@ -95,6 +96,12 @@ def factory_of(id: str) -> Callable[..., Any]:
     factory = _factories.get(id)
     if factory is not None:
         return factory
+    if id.startswith(GIVEN):
+        raise UnknownEnvironmentError(
+            f"the run's environment was {id}, and no id makes the same one. Give it again, in "
+            "Python: Trainer.resume(folder, env=...), evaluate_run(folder, env=...), "
+            "play_episodes(folder, env=...)"
+        )
     if id.startswith(BABYAI) and len(id) > len(BABYAI):
         return functools.partial(_babyai_module().make_babyai, id[len(BABYAI) :])
     if ":" in id:

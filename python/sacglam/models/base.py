@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,28 @@ def base_weights(model: Any) -> dict[str, Tensor]:
     }
 
 
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Those of transformers, which has one for every file that it writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the base model and the tokenizer as `save_pretrained` does, unless they are there."""
     if folder.exists():
         return
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    base_of(model).save_pretrained(temporary, state_dict=base_weights(model))
+    with without_progress_bars():
+        base_of(model).save_pretrained(temporary, state_dict=base_weights(model))
     tokenizer.save_pretrained(temporary)
     temporary.rename(folder)
 
@@ -47,8 +64,13 @@ def found_name(model: Any, name: str) -> str:
     prefix = f"{base.base_model_prefix}."  # which some files leave out
     for known in dict.fromkeys(filter(None, names)):
         if _hold(_weight_files(known), weights, prefix):
-            return known
+            return anywhere(known)
     return ""
+
+
+def anywhere(name: str) -> str:
+    """A folder's name as it is from everywhere; a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _weight_files(name: str) -> list[str]:

@@ -22,7 +22,7 @@ from .._C import CandidateSet, ForestPacker
 from ..errors import CandidateError, CheckpointError, ConfigError, UnsupportedModelError
 from ..kernels import triton_serves
 from ..text import PromptTemplate, TextCodec
-from .base import save_base
+from .base import save_base, without_progress_bars
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
 from .forest import Forest, forest_from_packed
 from .graphs import ActingGraphs, acting_graphs, with_room
@@ -441,7 +441,8 @@ class Policy:
             self.save_base(base)
             for config in self.model.peft_config.values():
                 config.base_model_name_or_path = str(base)
-        self.model.save_pretrained(folder / ("adapter" if self.is_lora else "model"))
+        with without_progress_bars():
+            self.model.save_pretrained(folder / ("adapter" if self.is_lora else "model"))
         if own:
             for file in (folder / "adapter").rglob("adapter_config.json"):
                 found = json.loads(file.read_text())

@@ -72,6 +72,7 @@ class TrainingCheck:
         config: the run's, every default resolved.
         prompt_tokens, actions, action_tokens: (median, most): of a prompt, of the admissible
             actions of a state, of an action.
+        achieving: share of the steps of random play that achieved a goal; None without hindsight.
         tokenizer_warning: where segments do not tokenise as the whole prompt does; else "".
         parameters, trained: how many the policy has, and how many of them are trained.
         agreement: None if there was no memory for a second copy of the model.
@@ -86,6 +87,7 @@ class TrainingCheck:
     prompt_tokens: tuple[int, int]
     actions: tuple[int, int]
     action_tokens: tuple[int, int]
+    achieving: float | None
     tokenizer_warning: str
     parameters: int
     trained: int
@@ -135,7 +137,7 @@ def check_training(
             if tried.model.id in TINY:
                 policy.save_base(Path(tried.out) / "model")  # as it is before updates
             collector.start()
-            seen = _look_around(trainer)
+            seen, achieving = _look_around(trainer)
             length = trainer.evaluate(tried.env.num_envs, "random")["length_mean"]
             compared = _some(seen)
             ours, pass_s = _pass(policy, compared)  # before updates change it
@@ -154,6 +156,7 @@ def check_training(
         prompt_tokens=_middle(len(ids) for ids, _ in seen),
         actions=_middle(len(actions) for _, actions in seen),
         action_tokens=_middle(len(action(a)) for _, actions in seen for a in actions),
+        achieving=achieving,
         tokenizer_warning=said[0] if said else "",
         parameters=sum(p.numel() for p in policy.model.parameters()),
         trained=sum(p.numel() for p in policy.trainable_parameters().values()),
@@ -190,16 +193,17 @@ def _tokenisation_warnings() -> Iterator[list[str]]:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
-def _look_around(trainer: Trainer) -> list[State]:
-    """States of random play; afterwards the replay buffer, if there is one, holds a batch."""
+def _look_around(trainer: Trainer) -> tuple[list[State], float | None]:
+    """States of random play, and the share of steps in it that achieved a goal; afterwards the
+    replay buffer, if there is one, holds a batch."""
     rng = np.random.default_rng(trainer.config.seed)
     collector, codec = trainer.algorithm.collector, trainer.policy.codec
     buffer = getattr(trainer.algorithm, "buffer", None)
     wanted = trainer.config.optim.batch_size
     seen: list[State] = []
-    steps = 0
+    steps = achieving = 0
     while len(seen) < _STATES or (buffer is not None and len(buffer) < wanted and steps < _FILLED):
-        episodes = collector.episodes
+        episodes = [*collector.episodes]
         if len(seen) < _STATES:
             ids = codec.prompts((e.aim, e.observation, e.history, e.actions) for e in episodes)
             seen += zip(ids, [e.actions for e in episodes], strict=True)
@@ -207,10 +211,11 @@ def _look_around(trainer: Trainer) -> list[State]:
             collector.step()
         else:
             collector.apply({i: int(rng.integers(len(e.actions))) for i, e in enumerate(episodes)})
+            achieving += sum(1 for e in episodes if e.achieved[-1])
         steps += len(episodes)
     if isinstance(collector, ReplayCollector) and len(collector.buffer) < wanted:
         collector.cut()  # episodes are longer than one has patience for
-    return seen
+    return seen, None if buffer is None else achieving / steps
 
 
 def _some(seen: list[State]) -> list[State]:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,31 @@ class CheckpointWriter:
         return self._final
 
 
+@contextmanager
+def writing(run: Path, env_steps: int) -> Iterator[CheckpointWriter]:
+    """A CheckpointWriter; a checkpoint that cannot be written leaves nothing behind.
+
+    Raises:
+        CheckpointError: for a full disk, a folder that is read-only, ...
+    """
+    final = checkpoint_folder(run, env_steps)
+    try:
+        yield CheckpointWriter(run, env_steps)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(final.with_name(f".{final.name}.tmp"), ignore_errors=True)
+        raise CheckpointError(
+            f"the checkpoint {final} cannot be written ({error}); earlier ones are as they were"
+        ) from error
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint; raises CheckpointError."""
     try:
         state = json.loads((folder / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder}/state.json holds a {type(state).__name__}; it is damaged")
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {state.get('format')!r}; this version reads {FORMAT}"

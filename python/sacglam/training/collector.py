@@ -159,6 +159,8 @@ class ReplayCollector(Collector):
         self.explore, self.subgoals = explore, subgoals
         self.generator = generator
         self._her_reward = her_reward
+        self._achieves = False  # whether anything was achieved yet
+        self._missed = False
 
     def _choose(self) -> list[int]:
         if self.subgoals is not None:
@@ -184,8 +186,12 @@ class ReplayCollector(Collector):
     def _stepped(self, i: int, episode: Episode, chosen: int, step: Transition) -> None:
         episode.chosen.append(chosen)
         achieved = step.info["achieved_goals"]
-        if step.terminated and step.reward > 0 and episode.goal in achieved:
-            self._compare(float(step.reward))
+        self._achieves |= bool(achieved)
+        if step.terminated and step.reward > 0:
+            if episode.goal in achieved:
+                self._compare(float(step.reward))
+            elif self._achieves:
+                self._miss(episode.goal)
         episode.achieved.append([self.texts.goal(g) for g in achieved])
         if self.subgoals is not None:
             self.subgoals.note(achieved)
@@ -204,10 +210,21 @@ class ReplayCollector(Collector):
         warnings.warn(
             f"the environment paid {reward:g} for reaching a goal, and a goal that is reached in "
             f"hindsight is paid {paid:g}: set --replay.her-reward {reward:g}, or have the "
-            "environment pay every goal alike",
+            "environment pay every goal alike (what other steps pay is not known in hindsight)",
             RuntimeWarning,
             stacklevel=2,
         )
+
+    def _miss(self, goal: str) -> None:
+        """Hindsight then teaches that what was paid for was not reached."""
+        if not self._missed and self._her_reward is not None:
+            self._missed = True
+            warnings.warn(
+                f"the environment paid for reaching {goal!r}, but this goal is not among the "
+                "step's achieved_goals: list it there, in the same words",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def cut(self) -> None:
         """Store the episodes under way as if a time limit had ended them, and begin others."""

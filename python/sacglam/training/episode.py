@@ -50,7 +50,7 @@ class Episode:
         return self.subgoal or self.goal
 
     def begin(self, observation: str, info: Mapping[str, Any]) -> None:
-        self.goal, self.family = info["goal"], info.get("goal_family", "all")
+        self.goal, self.family = info["goal"], info.get("goal_family") or "all"
         self.see(observation, info)
 
     def see(self, observation: str, info: Mapping[str, Any]) -> None:

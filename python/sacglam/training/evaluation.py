@@ -60,10 +60,11 @@ def evaluate(
     seed: int,
     reset_options: Mapping[str, Any] | None = None,
     on_progress: Callable[[int], None] = lambda ended: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Success per goal family over exactly `episodes` episodes with seeds of their own stream.
 
-    `on_progress` is told how many of them ended, first 0.
+    `on_progress` is told how many of them ended, first 0; `on_step` is called before each step.
 
     Returns:
         {"episodes", "success": {family: rate}, "success_mean", "count": {family: episodes},
@@ -87,6 +88,7 @@ def evaluate(
     for i in range(min(envs.num_envs, episodes)):
         begin(i)
     while active:
+        on_step()
         indices = sorted(active)
         chosen = choose(indices, [active[i] for i in indices])
         actions = {i: active[i].actions[k] for i, k in zip(indices, chosen, strict=True)}

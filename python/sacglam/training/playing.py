@@ -11,33 +11,45 @@ from ..report.episode import render_outcome, render_step
 from . import setup
 from .episode import Episode, pack_episodes
 from .policies import load_policy
-from .runner import load_run_config
+from .runner import load_run_config, refuse_out_of_range
 from .seeds import EVAL_EPISODES, episode_seed, generator
 
 
 def play_episodes(
     folder: str | Path,
-    console: Any,
+    console: Any = None,
     *,
     episodes: int = 1,
     goal: str | None = None,
     seed: int | None = None,
-    greedy: bool = True,
+    greedy: bool | None = None,
     env: Any = None,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> None:
     """Print episodes: goal, observation, every candidate with probability and Q, choice, reward.
 
     Args:
         folder: a run.
-        console: a `rich.console.Console`.
+        console: a `rich.console.Console`; by default one on standard output.
         episodes: how many.
         goal: ask the environment for this goal.
         seed: of the first episode; by default the run's.
-        greedy: the most probable action, or sample.
+        greedy: the most probable action, or sample; by default as the run is evaluated.
         env: as for `Trainer`, if the run had a user's own environment.
+        device, threads: as for `evaluate_run`.
+
+    Raises:
+        ConfigError: `episodes` or `seed` is out of range.
+        RunFolderError, CheckpointError: the folder is no run, or has no complete checkpoint.
     """
+    from rich.console import Console
+
+    console = console or Console()
+    refuse_out_of_range(episodes, seed)
     config = load_run_config(folder)
-    policy = load_policy(folder)
+    policy = load_policy(folder, device=setup.computing(config, device, threads))
+    greedy = config.eval.greedy if greedy is None else greedy
     seed = config.seed if seed is None else seed
     envs = setup.make_envs(config, env, count=1)
     probe = setup.env_factory(config, env)()
@@ -51,7 +63,8 @@ def play_episodes(
         terminated = truncated = False
         while not (terminated or truncated):
             pi, q = _scores(policy, episode)
-            chosen = int(pi.argmax() if greedy else torch.multinomial(pi, 1, generator=noise))
+            drawn = pi.log().div(config.eval.temperature).softmax(-1)
+            chosen = int(pi.argmax() if greedy else torch.multinomial(drawn, 1, generator=noise))
             observation, candidates = episode.observation, episode.actions
             action = candidates[chosen]
             step = envs.step({0: action})[0]
@@ -83,6 +96,7 @@ def play_episodes(
             )
         )
     envs.close()
+    setup.close(probe)
 
 
 def _scores(policy: Any, episode: Episode) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
-from ..errors import RunFolderError
+from ..errors import ConfigError, RunFolderError
 from ..report.curve import plot_runs
 from ..report.evaluating import EvaluationDisplay
 from ..report.progress import ProgressDisplay
@@ -107,7 +107,8 @@ def evaluate_run(
     split: str | None = None,
     seed: int | None = None,
     env: Any = None,
-    device: str = "cpu",
+    device: str | None = None,
+    threads: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run on fresh episodes; updates eval.json.
@@ -119,19 +120,22 @@ def evaluate_run(
             eval-SPLIT.json.
         seed: of the episodes; by default the run's seed.
         env: as for `Trainer`, if the run had a user's own environment.
-        device: where the policy computes.
+        device: where the policy computes; by default where it was trained, if that is there.
+        threads: torch's CPU threads; by default the run's.
         callbacks: their `on_evaluation` is told how far it is.
 
     Raises:
-        ConfigError: `split` is "test", and the environment holds no goals back.
+        ConfigError: `split` is "test", and the environment holds no goals back; `episodes` or
+            `seed` is out of range.
         RunFolderError, CheckpointError: the folder is no run, or has no complete checkpoint.
     """
     folder = Path(folder)
     config = load_run_config(folder)
+    refuse_out_of_range(episodes, seed)
     probe = setup.env_factory(config, env)()
     wanted = split or config.env.split
     options = setup.reset_options(probe, wanted)
-    policy = load_policy(folder, device=device)
+    policy = load_policy(folder, device=setup.computing(config, device, threads))
     envs = setup.make_envs(config, env)
     seed = config.seed if seed is None else seed
     count = episodes or config.eval.episodes
@@ -158,14 +162,25 @@ def evaluate_run(
     if setup.attribute(probe, "expert_action") is not None:
         result["expert"] = measure("expert", evaluation.expert_chooser(envs))
     envs.close()
+    setup.close(probe)
     name = "eval.json" if wanted == config.env.split else f"eval-{wanted}.json"
     previous = folder / name
     if previous.is_file():
         untrained = json.loads(previous.read_text()).get("untrained")
         if untrained is not None:
             result["untrained"] = untrained
-    write_json(previous, result)
+    try:
+        write_json(previous, result)
+    except OSError as error:  # somebody else's run
+        warnings.warn(f"the result is not saved: {error}", RuntimeWarning, stacklevel=2)
     return result
+
+
+def refuse_out_of_range(episodes: int | None, seed: int | None) -> None:
+    """Raise ConfigError for what no evaluation can have."""
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; it must be at least {least}")
 
 
 def evaluate_with_progress(folder: str | Path, **options: Any) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class SacAlgorithm:
             sampling=config.replay.sampling,
             priority_exponent=config.replay.priority_exponent,
             seed=derive(config.seed, REPLAY),
+            long_episodes="split",
         )
         self.texts = ReplayTexts(policy, self.buffer)
         self.learner = Learner(policy, self.buffer, self.texts, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import random
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,9 +15,10 @@ import torch
 
 from ..config import EnvConfig, LoraConfig, TrainConfig
 from ..envs import make_env
+from ..envs.registry import GIVEN
 from ..envs.vector import VectorEnv, find
 from ..errors import ConfigError
-from ..models.base import base_of, found_name
+from ..models.base import anywhere, base_of, found_name
 from ..models.given import own_dtype, own_lora, prepare
 from ..models.loading import LoraOptions, load_language_model
 from ..models.policy import Policy, PolicyOptions
@@ -34,14 +36,21 @@ def env_factory(config: TrainConfig, env: Any = None) -> EnvFactory:
         config: names the environment if `env` is None.
         env: a user's environment (copied for every place), or a function that makes one.
     """
+    kwargs = config.env.kwargs
     if env is None:
-        return lambda: make_env(config.env.id, **config.env.kwargs)
+        return lambda: make_env(config.env.id, **kwargs)
     if isinstance(env, type) or not hasattr(env, "reset"):
         if not callable(env):
             raise ConfigError(
-                f"env is {env!r}; give an environment, or a function without arguments making one"
+                f"env is {env!r}; give an environment, or a function that makes one. The name of "
+                "one goes into the configuration: env.id"
             )
-        return env
+        return functools.partial(env, **kwargs) if kwargs else env
+    if kwargs:
+        raise ConfigError(
+            f"env.kwargs is {kwargs!r}, but the environment is made already; give its class, or a "
+            "function that makes one"
+        )
 
     def duplicate() -> Any:
         try:
@@ -67,7 +76,7 @@ def make_envs(config: TrainConfig, env: Any = None, count: int | None = None) ->
     if config.env.processes:
         from ..envs.process_vector import ProcessVectorEnv
 
-        spec = (config.env.id, config.env.kwargs) if env is None else env
+        spec = (config.env.id if env is None else env, config.env.kwargs)
         return ProcessVectorEnv([spec] * count, workers=min(config.env.processes, count))
     factory = env_factory(config, env)
     return VectorEnv([factory() for _ in range(count)])
@@ -79,6 +88,32 @@ def attribute(env: Any, name: str, default: Any = None) -> Any:
         return find(env, name)
     except AttributeError:
         return default
+
+
+def computing(config: TrainConfig, device: str | None, threads: int | None) -> str:
+    """Where a run's policy computes after it was trained: where it is asked for, or where it was
+    trained, if that is there. Sets torch's CPU threads likewise."""
+    if threads is None:
+        threads = config.threads
+    if threads:
+        torch.set_num_threads(threads)
+    if device is None:
+        missing = config.device.startswith("cuda") and not torch.cuda.is_available()
+        device = "cpu" if missing else config.device
+    return refuse_missing(device)
+
+
+def refuse_missing(device: str) -> str:
+    """The device; raises ConfigError if it is a GPU and there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but torch sees no GPU; use --device cpu or auto")
+    return device
+
+
+def close(env: Any) -> None:
+    """Close an environment, if it can be."""
+    if callable(getattr(env, "close", None)):
+        env.close()
 
 
 def reset_options(env: Any, split: str) -> dict[str, Any]:
@@ -104,22 +139,44 @@ def named(config: TrainConfig, env: Any) -> TrainConfig:
 
 
 def name_of(env: Any) -> str:
-    """The id under which `sacglam eval` and `play` find a user's environment again, if they can."""
-    kind = env if isinstance(env, type) or not hasattr(env, "reset") else type(env)
-    return f"{kind.__module__}:{getattr(kind, '__qualname__', type(kind).__qualname__)}"
+    """The id under which `sacglam eval` and `play` find a user's environment again; one that
+    `make_env` refuses where it would be another one, or cannot be found."""
+    made = not isinstance(env, type) and hasattr(env, "reset")
+    kind = type(env) if made else env
+    module = getattr(kind, "__module__", type(kind).__module__)
+    name = f"{module}:{getattr(kind, '__qualname__', type(kind).__qualname__)}"
+    importable = module != "__main__" and "<" not in name
+    return name if importable and (not made or _is_as_by_default(env)) else f"{GIVEN}{name}"
+
+
+def _is_as_by_default(env: Any) -> bool:
+    """Whether its class without arguments makes the same. If that cannot be told, it does not."""
+    try:
+        return bool(vars(env) == vars(type(env)()))
+    except Exception:  # whatever a user's constructor or comparison may raise
+        return False
 
 
 def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None) -> TrainConfig:
     """Replace every "null: decided later" field by what it becomes for this environment, and for a
     user's (model, tokenizer)."""
+    history, instruction = attribute(env, "history", 0), attribute(env, "instruction") or ""
+    if not isinstance(history, int) or isinstance(history, bool) or history < 0:
+        raise ConfigError(
+            f"the environment's attribute `history` is {history!r}; it is the number of earlier "
+            "steps in a prompt: set prompt.history, or give the attribute another name"
+        )
+    if not isinstance(instruction, str):
+        raise ConfigError(
+            f"the environment's attribute `instruction` is {instruction!r}; it is a text that "
+            "begins every prompt: set prompt.instruction, or give the attribute another name"
+        )
     prompt = dataclasses.replace(
         config.prompt,
-        history=config.prompt.history
-        if config.prompt.history is not None
-        else int(attribute(env, "history", 0)),
+        history=config.prompt.history if config.prompt.history is not None else history,
         instruction=config.prompt.instruction
         if config.prompt.instruction is not None
-        else str(attribute(env, "instruction", "")),
+        else instruction,
     )
     given = None if model is None else model[0]
     identity, dtype, lora = config.model.id, config.model.dtype, config.lora
@@ -146,8 +203,7 @@ def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None)
         device = str(next(given.parameters()).device)
     elif device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, but torch sees no GPU; use --device cpu or auto")
+    refuse_missing(device)
     _warn_of_no_update(config)
     return dataclasses.replace(
         config,
@@ -205,6 +261,8 @@ def make_policy(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = N
                 name = ""
             elif model is not None:
                 name = found_name(loaded[0], name)
+            else:
+                name = anywhere(name)
             return wrap_model(config, *loaded, name)
 
 
@@ -260,20 +318,24 @@ def vocabulary(env: Any) -> list[str]:
     if own is not None:
         return list(own)
     warnings.warn(
-        "the environment has no `vocabulary`: the tiny model's words are collected from 200 random "
-        "episodes, and a word that only occurs later becomes unknown. Give it an attribute "
+        "the environment has no `vocabulary`: the tiny model's words are collected from 50 to 200 "
+        "random episodes, and a word that only occurs later becomes unknown. Give it an attribute "
         "`vocabulary`, a list of texts that together hold every word.",
         RuntimeWarning,
         stacklevel=2,
     )
     chance = random.Random(0)
     texts: dict[str, None] = {}
+    words: set[str] = set()
+    nothing_new = 0  # episodes since the last one with another word
 
     def see(observation: str, info: Mapping[str, Any]) -> None:
         seen = [observation, info["goal"], *info["possible_actions"], *info["achieved_goals"]]
         texts.update(dict.fromkeys(seen))
+        words.update(word for text in seen for word in text.split())
 
     for k in range(200):
+        known = len(words)
         observation, info = env.reset(seed=k)
         see(observation, info)
         for _ in range(200):
@@ -282,4 +344,7 @@ def vocabulary(env: Any) -> list[str]:
             see(observation, info)
             if step[2] or step[3]:
                 break
+        nothing_new = nothing_new + 1 if len(words) == known else 0
+        if nothing_new == 50:
+            break
     return list(texts)

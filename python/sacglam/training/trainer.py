@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..config import TrainConfig
-from ..errors import CheckpointError, DeviceMemoryError, DivergedError, RunFolderError
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    DeviceMemoryError,
+    DivergedError,
+    RunFolderError,
+)
 from ..models.loading import use_device
 from ..models.policy import Policy, load_saved_policy
 from ..models.tiny import TINY
@@ -26,6 +33,9 @@ from .files import exclusive, write_json
 from .metrics import Meter, MetricsWriter, drop_after
 from .parts import smaller_part
 from .seeds import ACTING, generator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -88,12 +98,16 @@ class Trainer:
         self._has_expert = setup.attribute(probe, "expert_action") is not None
         self._envs = setup.make_envs(config, env)
         self._eval_envs = setup.make_envs(config, env)
+        # Also where nobody calls close: at the end of this object, or of the program.
+        self._close = weakref.finalize(self, _close, self._envs, self._eval_envs)
         resumed = checkpoint.latest_checkpoint(self.out) if resume else None
         if resumed is not None:
-            self.policy = load_saved_policy(resumed / "policy", device=config.device)
+            with _older_one_named(self.out, resumed):
+                self.policy = load_saved_policy(resumed / "policy", device=config.device)
         else:
             self.policy = setup.make_policy(config, probe, model)
         self._check_segments(probe)
+        setup.close(probe)
         self._noise = generator(config.seed, ACTING)
         self.algorithm = make_algorithm(
             config, self.policy, self._envs, self._noise, self._reset_options
@@ -107,7 +121,8 @@ class Trainer:
         self._begun = resumed is not None
         self._saved_s = time.monotonic()
         if resumed is not None:
-            self._restore(resumed)
+            with _older_one_named(self.out, resumed):
+                self._restore(resumed)
 
     @classmethod
     def resume(
@@ -134,7 +149,13 @@ class Trainer:
         config = TrainConfig.load(folder / "config.yaml").with_overrides({"out": str(folder)})
         new = {"total_steps": total_steps, "optim.micro_batch": micro_batch}
         config = config.with_overrides({k: v for k, v in new.items() if v is not None})
-        return cls(config, env=env, callbacks=callbacks, resume=True)
+        trainer = cls(config, env=env, callbacks=callbacks, resume=True)
+        if total_steps is not None and total_steps < trainer.env_steps:
+            raise ConfigError(
+                f"total_steps is {total_steps}, but the run in {folder} has made "
+                f"{trainer.env_steps} steps already; give more, or leave it away"
+            )
+        return trainer
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -169,8 +190,13 @@ class Trainer:
 
     def close(self) -> None:
         """Close the environments, and end the processes that they ran in; the policy stays."""
-        self._envs.close()
-        self._eval_envs.close()
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _run(self) -> None:
         """Up to the checkpoint at the end."""
@@ -296,6 +322,9 @@ class Trainer:
         def on_progress(ended: int) -> None:
             for callback in self.callbacks:
                 callback.on_evaluation(kind, ended, episodes)
+            on_step()
+
+        def on_step() -> None:
             if self._stop:
                 raise _Stopped
 
@@ -306,6 +335,7 @@ class Trainer:
             seed=seed,
             reset_options=self._reset_options,
             on_progress=on_progress,
+            on_step=on_step,
         )
 
     def _baselines(self) -> dict[str, Any]:
@@ -333,21 +363,25 @@ class Trainer:
     # --- saving and resuming ------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a complete checkpoint; returns its folder."""
-        writer = checkpoint.CheckpointWriter(self.out, self.env_steps)
-        self.policy.save(writer.folder / "policy", base=self.out / "model")
-        learned = self.algorithm.save(writer)
-        folder = writer.commit(
-            {
-                "env_steps": self.env_steps,
-                "wall_s": self.clock.wall_s,
-                "cpu_s": self.clock.cpu_s,
-                "acting_generator": self._noise.get_state().tolist(),
-                "episodes": self.algorithm.collector.state(),
-                "meter": self.meter.state(),
-                **learned,
-            }
-        )
+        """Write a complete checkpoint; returns its folder.
+
+        Raises:
+            CheckpointError: it cannot be written; the one before is kept.
+        """
+        with checkpoint.writing(self.out, self.env_steps) as writer:
+            self.policy.save(writer.folder / "policy", base=self.out / "model")
+            learned = self.algorithm.save(writer)
+            folder = writer.commit(
+                {
+                    "env_steps": self.env_steps,
+                    "wall_s": self.clock.wall_s,
+                    "cpu_s": self.clock.cpu_s,
+                    "acting_generator": self._noise.get_state().tolist(),
+                    "episodes": self.algorithm.collector.state(),
+                    "meter": self.meter.state(),
+                    **learned,
+                }
+            )
         checkpoint.prune(self.out, self.config.keep_checkpoints)
         self._checkpoint, self._saved_s = folder, time.monotonic()
         for callback in self.callbacks:
@@ -362,8 +396,8 @@ class Trainer:
             self.env_steps = state["env_steps"]
             self.clock.add(state["wall_s"], state["cpu_s"])
             self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder} is damaged: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} is damaged: {error!r}") from error
 
     # --- small things -------------------------------------------------------------------------
 
@@ -382,11 +416,13 @@ class Trainer:
             )
 
     def _warn_if_untrained(self) -> None:
-        if self.algorithm.updates == 0:
+        """That the configuration left no room for an update was said before."""
+        sac = self.config.algo == "sac"
+        if sac and self.algorithm.updates == 0 < self.config.updates_due(self.env_steps):
             warnings.warn(
-                f"no update was made in {self.env_steps} environment steps: the policy is as it "
-                "was. Train longer (--total-steps), or begin sooner: --learning-starts, and with "
-                "PPO --ppo.rollout; episodes must end before they can be learned from",
+                f"no update was made: in {self.env_steps} environment steps no episode ended, and "
+                "only those that have are learned from. Give the environment a time limit, or "
+                "train longer (--total-steps)",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -417,8 +453,24 @@ class Trainer:
             callback.on_progress(self.env_steps, self.algorithm.updates)
 
 
+def _close(*envs: Any) -> None:
+    for each in envs:
+        each.close()
+
+
 class _Stopped(Exception):
     """An evaluation was left, since the run is to stop."""
+
+
+@contextmanager
+def _older_one_named(run: Path, folder: Path) -> Iterator[None]:
+    """While a checkpoint is read: what to do if that fails."""
+    try:
+        yield
+    except CheckpointError as error:
+        older = [p for p in checkpoint.list_checkpoints(run) if p.name < folder.name]
+        advice = f"; delete {folder} to go on from {older[-1].name}" if older else ""
+        raise CheckpointError(f"{error}{advice}") from error
 
 
 def refuse_used_folder(out: Path) -> None:

@@ -1,0 +1,208 @@
+"""Environments that are given as objects, close, never end, or say something odd."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from sacglam import TrainConfig, Trainer, make_env
+from sacglam.envs.playground import PRESETS, PlaygroundText
+from sacglam.errors import ConfigError, UnknownEnvironmentError
+from sacglam.training import setup
+from sacglam.training.checkpoint import latest_checkpoint
+from sacglam.training.runner import evaluate_run
+
+SMALL = PRESETS["playground/small"]
+SHORT = {"time_factor": 1.0, "time_slack": 0}  # as many steps as the expert takes
+
+
+class Small(PlaygroundText):
+    made = closed = 0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**SMALL, **options})
+        type(self).made += 1
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+class Plain:
+    """Its objects are alike."""
+
+    def __init__(self, size: int = 2) -> None:
+        self.size = size
+
+    def reset(self, **_: Any) -> Any: ...
+
+    def step(self, action: str) -> Any: ...
+
+
+def test_an_object_has_an_id_only_if_the_id_makes_the_same():
+    here = __name__
+    assert setup.name_of(Plain) == setup.name_of(Plain()) == f"{here}:Plain"
+    for other in (Plain(3), lambda: Plain(), Small()):
+        name = setup.name_of(other)
+        assert name.startswith("given as an object: ")
+        with pytest.raises(UnknownEnvironmentError, match="Give it again"):
+            make_env(name)
+
+
+def test_a_run_with_an_object_is_evaluated_with_the_object_alone(quick_config: Any):
+    env = Small(**SHORT)
+    out = Trainer(quick_config(total_steps=60), env=env).train().out
+    with pytest.raises(UnknownEnvironmentError, match="Give it again"):
+        evaluate_run(out)
+    with pytest.raises(UnknownEnvironmentError, match="Give it again"):
+        Trainer.resume(out)
+    assert evaluate_run(out, env=env, episodes=4)["length_mean"] <= 4
+
+
+def test_arguments_go_to_a_class_and_not_to_an_object(quick_config: Any):
+    config = quick_config(total_steps=60, **{"env.kwargs": SHORT})
+    result = Trainer(config, env=Small).train()
+    assert result.evaluation is not None
+    assert result.evaluation["length_mean"] <= 4
+    with pytest.raises(ConfigError, match=r"env\.kwargs"):
+        Trainer(quick_config("object", **{"env.kwargs": SHORT}), env=Small())
+
+
+def test_every_environment_that_is_made_is_closed(quick_config: Any):
+    Small.made = Small.closed = 0
+    with Trainer(quick_config(total_steps=20, **{"eval.episodes": 1}), env=Small) as trainer:
+        out = trainer.train().out
+    assert Small.made == Small.closed > 8
+    evaluate_run(out, env=Small, episodes=1)
+    assert Small.made == Small.closed
+    Trainer(quick_config("unclosed", total_steps=20), env=Small)  # at its end
+    assert Small.made == Small.closed
+
+
+def test_an_evaluation_that_never_ends_can_be_stopped(quick_config: Any):
+    steps = 0
+
+    class Endless:
+        vocabulary = ("wait for the end",)
+        info: ClassVar = {"goal": "the end", "possible_actions": ["wait"], "achieved_goals": []}
+
+        def reset(self, **_: Any) -> Any:
+            return "wait", self.info
+
+        def step(self, action: str) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == 50:
+                signal.raise_signal(signal.SIGINT)
+            return "wait", 0.0, False, False, self.info
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = Trainer(quick_config(), env=Endless).train()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (result.interrupted, result.env_steps) == (True, 0)
+    assert steps < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("instruction", 3), ("history", []), ("history", -1), ("history", True)]
+)
+def test_attributes_of_another_meaning_are_refused(quick_config: Any, name: str, value: Any):
+    env = Small()
+    setattr(env, name, value)
+    with pytest.raises(ConfigError, match=f"attribute `{name}`"):
+        setup.resolve(TrainConfig(), env)
+
+
+def test_no_instruction_is_none():
+    env = Small()
+    env.instruction = None  # type: ignore[assignment]
+    assert setup.resolve(TrainConfig(), env).prompt.instruction == ""
+
+
+def test_a_family_of_none_is_no_family(quick_config: Any):
+    class Some(Small):
+        def reset(self, **options: Any) -> Any:
+            observation, info = super().reset(**options)
+            if info["goal"].startswith("Grow"):
+                info = {**info, "goal_family": None}
+            return observation, info
+
+    result = Trainer(quick_config(total_steps=60), env=Some).train()
+    assert result.evaluation is not None
+    assert set(result.evaluation["success"]) == {"all", "Grasp"}
+
+
+def test_a_goal_that_is_paid_for_and_not_listed_is_warned_of(quick_config: Any):
+    class Silent(Small):
+        def step(self, action: str) -> Any:
+            observation, reward, terminated, truncated, info = super().step(action)
+            if terminated:
+                info = {**info, "achieved_goals": []}
+            return observation, reward, terminated, truncated, info
+
+    with pytest.warns(RuntimeWarning, match="not among the step's achieved_goals"):
+        Trainer(quick_config(), env=Silent).train()
+
+
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"episodes": -3}, {"seed": -1}])
+def test_evaluations_out_of_range_are_refused(quick_config: Any, wrong: dict[str, int]):
+    out = Trainer(quick_config(total_steps=20, **{"eval.episodes": 1})).train().out
+    before = (out / "eval.json").read_text()
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is"):
+        evaluate_run(out, **wrong)
+    assert (out / "eval.json").read_text() == before
+
+
+def test_a_run_is_not_resumed_to_fewer_steps(quick_config: Any):
+    out = Trainer(quick_config(total_steps=60)).train().out
+    before = (out / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match="has made 60 steps already"):
+        Trainer.resume(out, total_steps=40)
+    assert (out / "config.yaml").read_text() == before
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from sacglam.errors import CheckpointError
+    from sacglam.training import checkpoint
+
+    trainer = Trainer(quick_config(total_steps=60))
+    out = trainer.train().out
+    before = latest_checkpoint(out)
+    monkeypatch.setattr(checkpoint, "save_file", _no_space)
+    with pytest.raises(CheckpointError, match="No space left"):
+        Trainer.resume(out, total_steps=80).train()
+    monkeypatch.undo()
+    assert [p.name for p in before.parent.iterdir()] == [before.name]
+    assert Trainer.resume(out, total_steps=80).train().env_steps == 80
+
+
+def _no_space(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_damaged_checkpoint_names_the_one_before(quick_config: Any):
+    from sacglam.errors import CheckpointError
+
+    out = Trainer(quick_config(total_steps=60, checkpoint_interval=40)).train().out
+    newest = latest_checkpoint(out)
+    for text in ("[]", "{", '{"format": 2}'):
+        (newest / "state.json").write_text(text)
+        with pytest.raises(CheckpointError, match=f"delete {newest} to go on from step-0000000000"):
+            Trainer.resume(out)
+
+
+def test_an_interrupted_save_leaves_the_old_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "config.yaml"
+    TrainConfig().save(path)
+    before = path.read_text()
+    monkeypatch.setattr(Path, "replace", _no_space)
+    with pytest.raises(OSError, match="No space left"):
+        TrainConfig(total_steps=7).save(path)
+    assert path.read_text() == before
