@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .training.callbacks import Callback as Callback
     from .training.check import TrainingCheck as TrainingCheck
     from .training.check import check_training as check_training
+    from .training.playing import play_episodes as play_episodes
     from .training.policies import load_policy as load_policy
+    from .training.runner import evaluate_run as evaluate_run
     from .training.trainer import Trainer as Trainer
     from .training.trainer import TrainResult as TrainResult
 
@@ -42,9 +44,11 @@ _WHERE = {
     "TrainingCheck": "training.check",
     "check_env": "envs",
     "check_training": "training.check",
+    "evaluate_run": "training.runner",
     "list_envs": "envs",
     "load_policy": "training.policies",
     "make_env": "envs",
+    "play_episodes": "training.playing",
     "register_env": "envs",
 }
 
