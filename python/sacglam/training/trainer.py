@@ -202,12 +202,12 @@ class Trainer:
         """Up to the checkpoint at the end."""
         config = self.config
         self._updating = False
+        if not self._begun and (self.out / "config.yaml").exists():  # another trainer was faster
+            refuse_used_folder(self.out)
         self._refuse_foreign_progress()
         drop_after(self.out, self.env_steps)
         saved_at = self._position if self._begun else None
         if not self._begun:
-            if (self.out / "config.yaml").exists():  # another trainer was faster
-                refuse_used_folder(self.out)
             self.algorithm.collector.start()
             self._begun = True
             if config.model.id in TINY:
