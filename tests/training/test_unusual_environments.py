@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from sacglam import TrainConfig, Trainer, make_env
+from sacglam import Callback, TrainConfig, Trainer, make_env
 from sacglam.envs.playground import PRESETS, PlaygroundText
 from sacglam.errors import ConfigError, UnknownEnvironmentError
 from sacglam.training import setup
@@ -145,6 +146,42 @@ def test_a_goal_that_is_paid_for_and_not_listed_is_warned_of(quick_config: Any):
 
     with pytest.warns(RuntimeWarning, match="not among the step's achieved_goals"):
         Trainer(quick_config(), env=Silent).train()
+
+
+def test_what_is_no_environment_is_named(quick_config: Any):
+    from sacglam.errors import EnvironmentProtocolError
+
+    with pytest.raises(EnvironmentProtocolError, match="must return an environment"):
+        Trainer(quick_config(), env=lambda: None)
+    with pytest.raises(ConfigError, match=r"env\.id"):
+        Trainer(quick_config(), env="module:Name")
+    for name in (":Name", "module:"):
+        with pytest.raises(UnknownEnvironmentError, match="names no environment"):
+            make_env(name)
+
+
+def test_an_expert_s_action_must_be_possible(quick_config: Any):
+    from sacglam.errors import EnvironmentProtocolError
+
+    class Lost(Small):
+        def expert_action(self) -> str:
+            return "despair"
+
+    with pytest.raises(EnvironmentProtocolError, match="'despair', which is not among"):
+        Trainer(quick_config(), env=Lost).train()
+
+
+def test_a_callback_can_stop_the_run(quick_config: Any):
+    class Enough(Callback):
+        def on_log(self, metrics: Any) -> None:
+            trainer.stop()
+
+    trainer = Trainer(quick_config(), callbacks=[Enough()])
+    stopped = trainer.train()
+    assert (stopped.interrupted, stopped.env_steps) == (True, 100)
+    assert trainer.train().env_steps == 200
+    metrics = json.loads((stopped.out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < metrics["relabeled"] < 1
 
 
 @pytest.mark.parametrize("wrong", [{"episodes": 0}, {"episodes": -3}, {"seed": -1}])

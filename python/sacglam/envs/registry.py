@@ -72,11 +72,15 @@ def make_env(id: str, **kwargs: Any) -> Any:
         MissingDependencyError: the environment needs a package that is not installed.
         EnvironmentProtocolError: what was made has no `reset` and `step`.
     """
-    env = _call(id, factory_of(id), kwargs)
+    return checked(_call(id, factory_of(id), kwargs), repr(id))
+
+
+def checked(env: Any, name: str) -> Any:
+    """What a factory made, if it is an environment; else raises EnvironmentProtocolError."""
     for method in ("reset", "step"):
         if not callable(getattr(env, method, None)):
             raise EnvironmentProtocolError(
-                f"the factory of {id!r} returned a {type(env).__name__} without a method "
+                f"the factory of {name} returned a {type(env).__name__} without a method "
                 f"{method}(); it must return an environment"
             )
     return env
@@ -164,6 +168,8 @@ def _call(id: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
 
 def _imported(id: str) -> Callable[..., Any]:
     module_name, _, path = id.partition(":")
+    if not module_name or not path:
+        raise UnknownEnvironmentError(f"{id!r} names no environment; write package.module:MyEnv")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -29,5 +29,5 @@ class Callback:
         """A checkpoint was written."""
 
     def on_interrupt(self) -> None:
-        """Ctrl-C was pressed, or SIGTERM or SIGHUP came: the run will be saved after the step under
-        way."""
+        """Ctrl-C was pressed, SIGTERM or SIGHUP came, or `Trainer.stop` was called: the run will be
+        saved after the step or update under way."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import EvalConfig
 from ..envs.vector import VectorEnv
+from ..errors import EnvironmentProtocolError
 from ..models.policy import Policy
 from .episode import Episode, EpisodeResult, choose_actions
 from .seeds import EVAL_EPISODES, RANDOM_POLICY, derive, episode_seed, generator
@@ -43,13 +44,16 @@ def random_chooser(seed: int) -> Chooser:
 def expert_chooser(envs: VectorEnv) -> Chooser:
     """What each environment's own expert would do."""
 
-    def choose(indices: Sequence[int], episodes: Sequence[Episode]) -> list[int]:
-        return [
-            e.actions.index(envs.call(i, "expert_action"))
-            for i, e in zip(indices, episodes, strict=True)
-        ]
+    def chosen(i: int, episode: Episode) -> int:
+        action = envs.call(i, "expert_action")
+        if action not in episode.actions:
+            raise EnvironmentProtocolError(
+                f"expert_action() is {action!r}, which is not among the {len(episode.actions)} "
+                f"possible actions of {episode.observation!r}"
+            )
+        return episode.actions.index(action)
 
-    return choose
+    return lambda indices, episodes: [chosen(i, e) for i, e in zip(indices, episodes, strict=True)]
 
 
 def evaluate(

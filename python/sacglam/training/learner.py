@@ -88,7 +88,7 @@ class Learner:
             ).backward()
             self.alpha_optimizer.step()
         self.updates += 1
-        return {**metrics, "alpha": alpha}
+        return {**metrics, "alpha": alpha, "relabeled": float(batch.relabeled.mean())}
 
     def _computed(self, batch: Batch, alpha: float, graphs: SacGraphs | None) -> Tensor:
         """Set the gradient, from nothing; the objective's report."""

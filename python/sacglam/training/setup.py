@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import random
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import torch
 
 from ..config import EnvConfig, LoraConfig, TrainConfig
 from ..envs import make_env
-from ..envs.registry import GIVEN
+from ..envs.registry import GIVEN, checked
 from ..envs.vector import VectorEnv, find
 from ..errors import ConfigError
 from ..models.base import anywhere, base_of, found_name
@@ -45,7 +44,7 @@ def env_factory(config: TrainConfig, env: Any = None) -> EnvFactory:
                 f"env is {env!r}; give an environment, or a function that makes one. The name of "
                 "one goes into the configuration: env.id"
             )
-        return functools.partial(env, **kwargs) if kwargs else env
+        return lambda: checked(env(**kwargs), "env")
     if kwargs:
         raise ConfigError(
             f"env.kwargs is {kwargs!r}, but the environment is made already; give its class, or a "

@@ -174,7 +174,7 @@ class Trainer:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         result = None
-        with exclusive(self.out), signals.stopping(self._request_stop):
+        with exclusive(self.out), signals.stopping(self.stop):
             try:
                 self._run()
                 if not self._goes_on:
@@ -187,6 +187,13 @@ class Trainer:
             self.out, self.env_steps, self.algorithm.updates, self.clock.wall_s, self.policy,
             result, interrupted=result is None,
         )  # fmt: skip
+
+    def stop(self) -> None:
+        """Have `train` end as Ctrl-C does: after the step or update under way, saved. From a
+        callback, or from another thread."""
+        self._stop = True
+        for callback in self.callbacks:
+            callback.on_interrupt()
 
     def close(self) -> None:
         """Close the environments, and end the processes that they ran in; the policy stays."""
@@ -442,11 +449,6 @@ class Trainer:
             f"computed in smaller parts, with the same result: sacglam train --resume {self.out} "
             f"--optim.micro-batch {smaller_part(self.config)}"
         )
-
-    def _request_stop(self) -> None:
-        self._stop = True
-        for callback in self.callbacks:
-            callback.on_interrupt()
 
     def _tell_progress(self) -> None:
         for callback in self.callbacks:
