@@ -9,9 +9,9 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
-#include <optional>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "replay_common.hpp"
@@ -119,6 +119,7 @@ class File {
   ~File() {
     if (fd_ >= 0) ::close(fd_);
   }
+  File(File&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   File(const File&) = delete;
   File& operator=(const File&) = delete;
   bool is_open() const { return fd_ >= 0; }
@@ -151,6 +152,18 @@ class File {
   int fd_;
 };
 
+// One that was not there, and its name; errno says why it is not open.
+inline File new_file_beside(const std::string& path, std::string& name) {
+  static std::atomic<unsigned> serial{0};
+  for (;;) {
+    name = path + ".tmp." + std::to_string(::getpid()) + "." +
+           std::to_string(serial.fetch_add(1, std::memory_order_relaxed));
+    File file(name, O_WRONLY | O_CREAT | O_EXCL);
+    // A killed process may have left one: in containers pids are used again.
+    if (file.is_open() || errno != EEXIST) return file;
+  }
+}
+
 // After a crash at any instruction, `path` holds either what it held before or all of `payload`.
 inline void write_checkpoint(const std::string& path, const Bytes& payload) {
   FileHeader header{};
@@ -160,7 +173,6 @@ inline void write_checkpoint(const std::string& path, const Bytes& payload) {
   header.checksum = checksum(payload.data(), payload.size());
   header.own = header_checksum(header);
 
-  static std::atomic<unsigned> serial{0};
   std::string temporary;
   const auto fail = [&](const char* what) {
     const std::string reason = std::strerror(errno);
@@ -169,16 +181,11 @@ inline void write_checkpoint(const std::string& path, const Bytes& payload) {
                           reason + "; what the file held before is untouched");
   };
   {
-    std::optional<File> file;
-    do {  // a killed process may have left one: in containers pids are used again
-      temporary = path + ".tmp." + std::to_string(::getpid()) + "." +
-                  std::to_string(serial.fetch_add(1, std::memory_order_relaxed));
-      file.emplace(temporary, O_WRONLY | O_CREAT | O_EXCL);
-    } while (!file->is_open() && errno == EEXIST);
-    if (!file->is_open()) fail("creating a temporary file beside it");
-    if (!file->write_all(&header, sizeof header)) fail("writing");
-    if (!file->write_all(payload.data(), payload.size())) fail("writing");
-    if (!file->sync()) fail("fsync");
+    const File file = new_file_beside(path, temporary);
+    if (!file.is_open()) fail("creating a temporary file beside it");
+    if (!file.write_all(&header, sizeof header)) fail("writing");
+    if (!file.write_all(payload.data(), payload.size())) fail("writing");
+    if (!file.sync()) fail("fsync");
   }
   if (::rename(temporary.c_str(), path.c_str()) != 0) fail("renaming the temporary file");
   const std::size_t slash = path.rfind('/');
