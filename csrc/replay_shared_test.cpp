@@ -77,7 +77,9 @@ int main(int argc, char** argv) {
   for (const pid_t child : children) ::kill(child, SIGKILL);
   while (::waitpid(-1, nullptr, 0) > 0) {
   }
-  // Everyone is dead: their segments must be had again by the one who is left.
+  // Everyone is dead: their segments must be had again by the one who is left. What a producer
+  // published, but did not live to ring the bell for, is heard with the next episode.
+  buffer.add_episode(world.episode(0));
   const std::uint64_t before = buffer.stats().steps + buffer.stats().evicted_steps;
   std::uint64_t added = 0;
   for (int n = 0; n < 4000; ++n) {

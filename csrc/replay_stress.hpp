@@ -205,6 +205,9 @@ inline void check_row(const ReplayBuffer& buffer, const World& w, Strategy strat
         value = std::pow(kGamma, s - t);
       }
     }
+    if (terminated(key) && t + steps == length_of(key) && reward_of(key, t + steps - 1) <= 0.0F) {
+      terminal = true;  // a failure
+    }
     if (!own_event && strategy != Strategy::kRandom) complain("goal of another episode", key, t);
   } else {
     if (goal != w.own_goal[key]) complain("own goal", key, t);
