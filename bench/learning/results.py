@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacglam.cli.bench import find_bench_dir, git_state
 from sacglam.errors import CheckpointError
+from sacglam.files import write_text
 from sacglam.report.doctor import collect
-from sacglam.training.files import write_text
 
 from .curves import AXES, Curve, read_curve, steps_to, summarise
 from .intervals import bootstrap_interval, interquartile_mean

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .files import write_text
 from .presets import PRESETS
 
 
@@ -210,10 +211,7 @@ class TrainConfig:
                 f"env.kwargs cannot be written to {path}: {error}. Give texts, numbers, lists and "
                 "mappings, and make the rest in a function: Trainer(config, env=lambda: MyEnv(...))"
             ) from error
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text)
-        temporary.replace(path)  # an interruption leaves the old file
+        write_text(Path(path), text)
 
     @staticmethod
     def load(path: str | Path) -> TrainConfig:

@@ -34,7 +34,7 @@ def test_values_become_the_field_s_type(make: Any, lr: Any, tmp_path: Path):
 def test_whole_numbers_lists_and_arguments_of_numpy(tmp_path: Path):
     config = TrainConfig(
         env=EnvConfig(kwargs={"n_objects": np.int64(3)}),
-        critic=CriticConfig(layers=(8, np.int32(4))),  # type: ignore[arg-type]
+        critic=CriticConfig(layers=(8, np.int32(4))),  # type: ignore[arg-type]  # numpy's numbers are taken too
         seed=np.int64(7),
     )
     config.save(tmp_path / "config.yaml")

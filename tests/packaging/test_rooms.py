@@ -16,6 +16,7 @@ KERNELS = ROOT / "kernels"
 # From the ground up. A new room needs a place here.
 ROOMS = [
     "errors",
+    "files",
     "_C",
     "kernels",
     "text",

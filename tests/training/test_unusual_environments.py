@@ -10,8 +10,13 @@ from typing import Any, ClassVar
 import pytest
 from sacglam import Callback, TrainConfig, Trainer, make_env
 from sacglam.envs.playground import PRESETS, PlaygroundText
-from sacglam.errors import ConfigError, UnknownEnvironmentError
-from sacglam.training import setup
+from sacglam.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvironmentProtocolError,
+    UnknownEnvironmentError,
+)
+from sacglam.training import checkpoint, setup
 from sacglam.training.checkpoint import latest_checkpoint
 from sacglam.training.runner import evaluate_run
 
@@ -119,7 +124,7 @@ def test_attributes_of_another_meaning_are_refused(quick_config: Any, name: str,
 
 def test_no_instruction_is_none():
     env = Small()
-    env.instruction = None  # type: ignore[assignment]
+    env.instruction = None  # type: ignore[assignment]  # as users do
     assert setup.resolve(TrainConfig(), env).prompt.instruction == ""
 
 
@@ -149,8 +154,6 @@ def test_a_goal_that_is_paid_for_and_not_listed_is_warned_of(quick_config: Any):
 
 
 def test_what_is_no_environment_is_named(quick_config: Any):
-    from sacglam.errors import EnvironmentProtocolError
-
     with pytest.raises(EnvironmentProtocolError, match="must return an environment"):
         Trainer(quick_config(), env=lambda: None)
     with pytest.raises(ConfigError, match=r"env\.id"):
@@ -161,8 +164,6 @@ def test_what_is_no_environment_is_named(quick_config: Any):
 
 
 def test_an_expert_s_action_must_be_possible(quick_config: Any):
-    from sacglam.errors import EnvironmentProtocolError
-
     class Lost(Small):
         def expert_action(self) -> str:
             return "despair"
@@ -204,9 +205,6 @@ def test_a_run_is_not_resumed_to_fewer_steps(quick_config: Any):
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     quick_config: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    from sacglam.errors import CheckpointError
-    from sacglam.training import checkpoint
-
     trainer = Trainer(quick_config(total_steps=60))
     out = trainer.train().out
     before = latest_checkpoint(out)
@@ -223,8 +221,6 @@ def _no_space(*_: Any) -> None:
 
 
 def test_a_damaged_checkpoint_names_the_one_before(quick_config: Any):
-    from sacglam.errors import CheckpointError
-
     out = Trainer(quick_config(total_steps=60, checkpoint_interval=40)).train().out
     newest = latest_checkpoint(out)
     for text in ("[]", "{", '{"format": 2}'):

@@ -96,20 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(getattr(commands, arguments.run)(arguments) or 0)
     except SacglamError as error:
-        print(f"sacglam: {type(error).__name__}: {error}", file=sys.stderr)
-        for note in getattr(error, "__notes__", []):
-            print(f"sacglam: {note}", file=sys.stderr)
-        return 2
+        return _said(error, f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         print("\nsacglam: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 141
     except OSError as error:  # a full disk, a folder that is read-only
-        print(f"sacglam: {error}", file=sys.stderr)
-        for note in getattr(error, "__notes__", []):
-            print(f"sacglam: {note}", file=sys.stderr)
-        return 2
+        return _said(error, str(error))
+
+
+def _said(error: Exception, text: str) -> int:
+    for line in (text, *getattr(error, "__notes__", [])):
+        print(f"sacglam: {line}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

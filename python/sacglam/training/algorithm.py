@@ -45,7 +45,7 @@ class Algorithm(Protocol):
         ...
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """The inverse of `save`, the episodes under way included. KeyError if a part is missing."""
+        """The inverse of `save`. KeyError if a part is missing."""
         ...
 
 

@@ -126,6 +126,7 @@ def check_training(
     probe = setup.env_factory(config, env)()
     check_env(probe)
     config = setup.resolve(config, probe, model)
+    setup.close(probe)
     stock = None if model is None else model[0]
     model = None if model is None else (copy.deepcopy(model[0]), model[1])
     with tempfile.TemporaryDirectory() as folder:
@@ -198,24 +199,25 @@ def _look_around(trainer: Trainer) -> tuple[list[State], float | None]:
     replay buffer, if there is one, holds a batch."""
     rng = np.random.default_rng(trainer.config.seed)
     collector, codec = trainer.algorithm.collector, trainer.policy.codec
-    buffer = getattr(trainer.algorithm, "buffer", None)
+    replay = collector if isinstance(collector, ReplayCollector) else None
     wanted = trainer.config.optim.batch_size
     seen: list[State] = []
     steps = achieving = 0
-    while len(seen) < _STATES or (buffer is not None and len(buffer) < wanted and steps < _FILLED):
+    while len(seen) < _STATES or (replay and len(replay.buffer) < wanted and steps < _FILLED):
         episodes = [*collector.episodes]
         if len(seen) < _STATES:
             ids = codec.prompts((e.aim, e.observation, e.history, e.actions) for e in episodes)
             seen += zip(ids, [e.actions for e in episodes], strict=True)
-        if buffer is None:  # a rollout keeps what the policy thought of its actions
+        if replay is None:  # a rollout keeps what the policy thought of its actions
             collector.step()
         else:
             collector.apply({i: int(rng.integers(len(e.actions))) for i, e in enumerate(episodes)})
             achieving += sum(1 for e in episodes if e.achieved[-1])
         steps += len(episodes)
-    if isinstance(collector, ReplayCollector) and len(collector.buffer) < wanted:
-        collector.cut()  # episodes are longer than one has patience for
-    return seen, None if buffer is None else achieving / steps
+    if replay is not None and len(replay.buffer) < wanted:
+        replay.cut()  # episodes are longer than one has patience for
+    relabels = replay is not None and trainer.config.replay.her_strategy != "none"
+    return seen, achieving / steps if relabels else None
 
 
 def _some(seen: list[State]) -> list[State]:

@@ -36,6 +36,10 @@ def checkpoint_folder(run: Path, env_steps: int) -> Path:
     return run / "checkpoints" / f"step-{env_steps:012d}"
 
 
+def _unfinished(final: Path) -> Path:
+    return final.with_name(f".{final.name}.tmp")
+
+
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     folder = Path(run) / "checkpoints"
@@ -61,7 +65,7 @@ class CheckpointWriter:
 
     def __init__(self, run: Path, env_steps: int) -> None:
         self._final = checkpoint_folder(run, env_steps)
-        self.folder = self._final.with_name(f".{self._final.name}.tmp")
+        self.folder = _unfinished(self._final)
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
@@ -99,10 +103,21 @@ def writing(run: Path, env_steps: int) -> Iterator[CheckpointWriter]:
     try:
         yield CheckpointWriter(run, env_steps)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(final.with_name(f".{final.name}.tmp"), ignore_errors=True)
+        shutil.rmtree(_unfinished(final), ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint {final} cannot be written ({error}); earlier ones are as they were"
         ) from error
+
+
+@contextmanager
+def older_one_named(run: Path, folder: Path) -> Iterator[None]:
+    """While a checkpoint is read: where that fails, a CheckpointError says how to go on."""
+    try:
+        yield
+    except CheckpointError as error:
+        older = [p for p in list_checkpoints(run) if p.name < folder.name]
+        advice = f"; delete {folder} to go on from {older[-1].name}" if older else ""
+        raise CheckpointError(f"{error}{advice}") from error
 
 
 def read_state(folder: Path) -> dict[str, Any]:

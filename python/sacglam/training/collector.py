@@ -160,7 +160,7 @@ class ReplayCollector(Collector):
         self.generator = generator
         self._her_reward = her_reward
         self._achieves = False  # whether anything was achieved yet
-        self._missed = False
+        self._said: set[str] = set()  # warnings, each given once
 
     def _choose(self) -> list[int]:
         if self.subgoals is not None:
@@ -204,9 +204,9 @@ class ReplayCollector(Collector):
     def _compare(self, reward: float) -> None:
         """Targets of one goal would differ with how it came to be a row's."""
         paid = self._her_reward
-        if paid is None or abs(reward - paid) < 1e-6:
+        if paid is None or abs(reward - paid) < 1e-6 or "reward" in self._said:
             return
-        self._her_reward = None  # said once
+        self._said.add("reward")
         warnings.warn(
             f"the environment paid {reward:g} for reaching a goal, and a goal that is reached in "
             f"hindsight is paid {paid:g}: set --replay.her-reward {reward:g}, or have the "
@@ -217,8 +217,8 @@ class ReplayCollector(Collector):
 
     def _miss(self, goal: str) -> None:
         """Hindsight then teaches that what was paid for was not reached."""
-        if not self._missed and self._her_reward is not None:
-            self._missed = True
+        if self._her_reward is not None and "goal" not in self._said:
+            self._said.add("goal")
             warnings.warn(
                 f"the environment paid for reaching {goal!r}, but this goal is not among the "
                 "step's achieved_goals: list it there, in the same words",

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from .episode import EpisodeResult
-from .files import write_text
 
 WINDOW = 100  # episodes per family that the success rate looks back on
 

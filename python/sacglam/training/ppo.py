@@ -143,8 +143,6 @@ class PpoAlgorithm:
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         self.optimiser.load_state_dict(checkpoint.read_tensors(folder, "optimizer"))
         self.updates, self._rollouts = state["updates"], state["rollouts"]
-        self.collector.restore(state["episodes"])
-        # After the episodes: playing them again has recorded their steps anew.
         self.collector.rollout = Rollout.of(checkpoint.read_tensors(folder, "rollout"))
         if "lesson" in state:
             tensors = checkpoint.read_tensors(folder, "lesson")

@@ -137,6 +137,12 @@ class RolloutCollector(Collector):
         rollout.reward.append(float(step.reward))
         rollout.ended.append(step.terminated or step.truncated)
 
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        # Playing the episodes again records their steps anew.
+        rollout, self.rollout = self.rollout, Rollout()
+        super().restore(state)
+        self.rollout = rollout
+
     def take(self, gamma: float, lam: float) -> Experience:
         """The rollout with its advantages; a new one begins."""
         rollout, self.rollout = self.rollout, Rollout()

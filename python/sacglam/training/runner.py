@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import ConfigError, RunFolderError
+from ..files import write_json
 from ..report.curve import plot_runs
 from ..report.evaluating import EvaluationDisplay
 from ..report.progress import ProgressDisplay
@@ -20,7 +21,6 @@ from ..report.tables import result_table
 from . import evaluation, setup
 from .callbacks import Callback
 from .checkpoint import latest_checkpoint, read_state
-from .files import write_json
 from .policies import load_policy
 from .trainer import Trainer, TrainResult
 

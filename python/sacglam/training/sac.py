@@ -113,4 +113,3 @@ class SacAlgorithm:
         self.texts.forget()  # ids may be others now
         if self.subgoals is not None:
             self.subgoals.note(state.get("achieved_goals", []))
-        self.collector.restore(state["episodes"])

@@ -97,16 +97,19 @@ def computing(config: TrainConfig, device: str | None, threads: int | None) -> s
     if threads:
         torch.set_num_threads(threads)
     if device is None:
-        missing = config.device.startswith("cuda") and not torch.cuda.is_available()
-        device = "cpu" if missing else config.device
+        device = "cpu" if _is_missing(config.device) else config.device
     return refuse_missing(device)
 
 
 def refuse_missing(device: str) -> str:
     """The device; raises ConfigError if it is a GPU and there is none."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if _is_missing(device):
         raise ConfigError(f"device is {device!r}, but torch sees no GPU; use --device cpu or auto")
     return device
+
+
+def _is_missing(device: str) -> bool:
+    return device.startswith("cuda") and not torch.cuda.is_available()
 
 
 def close(env: Any) -> None:

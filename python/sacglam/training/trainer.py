@@ -6,8 +6,8 @@ import json
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from ..errors import (
     DivergedError,
     RunFolderError,
 )
+from ..files import write_json
 from ..models.loading import use_device
 from ..models.policy import Policy, load_saved_policy
 from ..models.tiny import TINY
@@ -29,9 +30,9 @@ from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
 from .callbacks import Callback
 from .clock import Clock
-from .files import exclusive, write_json
 from .metrics import Meter, MetricsWriter, drop_after
 from .parts import smaller_part
+from .run_folder import exclusive, refuse_foreign_progress, refuse_used_folder
 from .seeds import ACTING, generator
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Trainer:
         self._close = weakref.finalize(self, _close, self._envs, self._eval_envs)
         resumed = checkpoint.latest_checkpoint(self.out) if resume else None
         if resumed is not None:
-            with _older_one_named(self.out, resumed):
+            with checkpoint.older_one_named(self.out, resumed):
                 self.policy = load_saved_policy(resumed / "policy", device=config.device)
         else:
             self.policy = setup.make_policy(config, probe, model)
@@ -121,8 +122,7 @@ class Trainer:
         self._begun = resumed is not None
         self._saved_s = time.monotonic()
         if resumed is not None:
-            with _older_one_named(self.out, resumed):
-                self._restore(resumed)
+            self._restore(resumed)
 
     @classmethod
     def resume(
@@ -211,7 +211,7 @@ class Trainer:
         self._updating = False
         if not self._begun and (self.out / "config.yaml").exists():  # another trainer was faster
             refuse_used_folder(self.out)
-        self._refuse_foreign_progress()
+        refuse_foreign_progress(self.out, self._checkpoint)
         drop_after(self.out, self.env_steps)
         saved_at = self._position if self._begun else None
         if not self._begun:
@@ -396,15 +396,26 @@ class Trainer:
         return folder
 
     def _restore(self, folder: Path) -> None:
-        state = checkpoint.read_state(folder)
-        try:
-            self.algorithm.restore(folder, state)
-            self.meter.restore(state["meter"])
-            self.env_steps = state["env_steps"]
-            self.clock.add(state["wall_s"], state["cpu_s"])
-            self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
-            raise CheckpointError(f"{folder} is damaged: {error!r}") from error
+        with checkpoint.older_one_named(self.out, folder):
+            state = checkpoint.read_state(folder)
+            try:
+                episodes = state["episodes"]
+                self.algorithm.restore(folder, state)
+                self.meter.restore(state["meter"])
+                self.env_steps = state["env_steps"]
+                self.clock.add(state["wall_s"], state["cpu_s"])
+                self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
+            except torch.OutOfMemoryError:
+                raise
+            except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                raise CheckpointError(f"{folder} is damaged: {error!r}") from error
+            if len(episodes) != self._envs.num_envs:
+                raise CheckpointError(
+                    f"{folder} has {len(episodes)} episodes under way, and there are "
+                    f"{self._envs.num_envs} environments"
+                )
+        # What an environment raises here says nothing of the checkpoint.
+        self.algorithm.collector.restore(episodes)
 
     # --- small things -------------------------------------------------------------------------
 
@@ -412,15 +423,6 @@ class Trainer:
         """Warn once if segments do not tokenise as the whole prompt does."""
         observation, info = env.reset(seed=0, options=self._reset_options or None)
         self.policy.codec.check(info["goal"], observation, info["possible_actions"])
-
-    def _refuse_foreign_progress(self) -> None:
-        """Once no other process trains in the folder: has one meanwhile?"""
-        newest = next(reversed(checkpoint.list_checkpoints(self.out)), None)
-        if newest is not None and newest != self._checkpoint:
-            raise RunFolderError(
-                f"another process has trained in {self.out} since this trainer was made, up to "
-                f"{newest}: go on from there with `sacglam train --resume {self.out}`"
-            )
 
     def _warn_if_untrained(self) -> None:
         """That the configuration left no room for an update was said before."""
@@ -462,33 +464,6 @@ def _close(*envs: Any) -> None:
 
 class _Stopped(Exception):
     """An evaluation was left, since the run is to stop."""
-
-
-@contextmanager
-def _older_one_named(run: Path, folder: Path) -> Iterator[None]:
-    """While a checkpoint is read: what to do if that fails."""
-    try:
-        yield
-    except CheckpointError as error:
-        older = [p for p in checkpoint.list_checkpoints(run) if p.name < folder.name]
-        advice = f"; delete {folder} to go on from {older[-1].name}" if older else ""
-        raise CheckpointError(f"{error}{advice}") from error
-
-
-def refuse_used_folder(out: Path) -> None:
-    """Raise RunFolderError if the folder already holds a run or anything else."""
-    if (out / "config.yaml").exists() and not checkpoint.list_checkpoints(out):
-        raise RunFolderError(
-            f"{out} holds a run that was ended before its first checkpoint; delete it, or choose "
-            "another folder with --out"
-        )
-    if (out / "config.yaml").exists() or (out / "checkpoints").exists():
-        raise RunFolderError(
-            f"{out} already holds a run. Continue it with `sacglam train --resume {out}`, or "
-            "choose another folder with --out"
-        )
-    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {".lock"}):
-        raise RunFolderError(f"{out} exists and is not an empty folder; choose another --out")
 
 
 def _crossed(before: int, now: int, interval: int) -> bool:
