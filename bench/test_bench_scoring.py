@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sacglam.models.widening import multiplies_bfloat16
+from sacglam.kernels.cpu import multiplies_bfloat16
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent))
@@ -110,10 +110,11 @@ def test_few_prompts(compare, peak_bytes, quick, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16(compare, peak_bytes, quick, kind):
-    """Both in bfloat16, and both in float32. Few prompts: without instructions for it (AVX512-BF16
-    or AMX) torch's products in bfloat16 take several times as long as in float32, where ours, and
-    the floor, are computed then."""
-    sizes = sizes_of(kind, quick, 2)
+    """Both in bfloat16, and both in float32. Few prompts where the CPU has no instructions for it
+    (AVX512-BF16 or AMX): torch's products in bfloat16 take several times as long as in float32
+    there, in which ours, and the floor, are computed then."""
+    instructions = multiplies_bfloat16()
+    sizes = sizes_of(kind, quick, (8 if quick else 16) if instructions else 2)
     half, full = build_work(kind, sizes, dtype=torch.bfloat16), build_work(kind, sizes)
     lamorel = LAMOREL[kind]
     methods = {
@@ -123,11 +124,10 @@ def test_bfloat16(compare, peak_bytes, quick, kind):
         "lamorel's best mode, float32": lambda: lamorel(full),
     }
     floor = _floor(half)
-    computed = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     compare(
         f"bfloat16, {name_of(kind, sizes)}",
         methods,
-        floor=run_of(floor, computed),
+        floor=run_of(floor, torch.bfloat16 if instructions else torch.float32),
         # Near what bfloat16 keeps of sums of up to six log-probabilities about ten each.
         peak_bytes=_agreeing(methods, peak_bytes, near=0.25),
         flops={name: executed_flops(method) for name, method in methods.items()},

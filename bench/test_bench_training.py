@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from sacglam import Policy, Trainer, make_env
+from sacglam.kernels.cpu import multiplies_bfloat16
 from sacglam.models.critics import candidates_of
 from sacglam.models.loading import load_language_model
 from sacglam.models.scoring import Scores
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from scoring_floor import executed_flops  # noqa: E402
-from scoring_rivals import RIVALS, Score  # noqa: E402
+from scoring_rivals import LAMOREL, RIVALS, Score  # noqa: E402
 from scoring_work import (  # noqa: E402
     Work,
     build_work,
@@ -229,8 +230,10 @@ def test_acting(compare, prepared):
 
 
 def _lora_gradients(work: Work, model: nn.Module, score: Score) -> list[Tensor]:
-    """Of a policy-gradient-like loss: the policy over the candidates, weighed by their places."""
-    pi = score(work).softmax(-1)
+    """Of a policy-gradient-like loss: the policy over the candidates, weighed by their places. Of
+    scores as they are, an untrained T5's policy is one candidate, and all gradients are zero."""
+    scores = score(work)
+    pi = (scores / scores.detach().std()).softmax(-1)
     loss = (pi * torch.linspace(-1.0, 1.0, pi.shape[1])).sum()
     return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
 
@@ -265,3 +268,37 @@ def test_lora_step(compare, peak_bytes, quick, kind):
         rounds=None if quick else 3,
         clock=CPU,
     )
+
+
+@pytest.mark.parametrize("kind", ["T5", "Llama"])
+def test_lora_step_bfloat16(compare, peak_bytes, quick, kind):
+    """The same with weights in bfloat16, adapters in float32. Few prompts where the CPU has no
+    instructions for it: see the scoring suite."""
+    sizes = sizes_of(kind, quick, (4 if quick else 16) if multiplies_bfloat16() else 2)
+    half = build_work(kind, sizes, dtype=torch.bfloat16, lora=True)
+    full = build_work(kind, sizes, lora=True)
+    lamorel = LAMOREL[kind]
+    methods = {
+        "sacglam": lambda: _lora_gradients(half, half.policy.model, ours),
+        "lamorel's best mode": lambda: _lora_gradients(half, half.stock, lamorel),
+        "sacglam, float32": lambda: _lora_gradients(full, full.policy.model, ours),
+        "lamorel's best mode, float32": lambda: _lora_gradients(full, full.stock, lamorel),
+    }
+    peaks = {}
+    expected = _joined(methods["sacglam, float32"]())
+    for name, step in methods.items():
+        error = float((_joined(step()) - expected).norm() / expected.norm())
+        assert error < 0.1, f"the gradients of {name} disagree: by {error:.3f} of their norm"
+        peaks[name] = peak_bytes(step)
+    compare(
+        f"LoRA step in bfloat16, {name_of(kind, sizes)}",
+        methods,
+        peak_bytes=peaks,
+        flops={name: executed_flops(step) for name, step in methods.items()},
+        rounds=None if quick else 3,
+        clock=CPU,
+    )
+
+
+def _joined(gradients: list[Tensor]) -> Tensor:
+    return torch.cat([gradient.float().flatten() for gradient in gradients])

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from . import cpu
 from .backend import Backend, use_triton
 
 # A block of logits in the torch path: 4 MiB of float32, small enough for a core's share of cache.
@@ -196,6 +197,9 @@ class _TorchLinearLogprob(torch.autograd.Function):
         edge_row: torch.Tensor,
         edge_token: torch.Tensor,
     ) -> torch.Tensor:
+        ctx.dtype = h.dtype
+        if h.dtype != weight.dtype and cpu.multiplies_bfloat16():
+            h = h.to(weight.dtype)  # also for the edges: one rounding of z and of its logsumexp
         lse, mean = softmax_mean(h, weight, need_mean=ctx.needs_input_grad[0])
         logp = edge_logits(h, weight, edge_row, edge_token) - lse[edge_row.long()]
         ctx.save_for_backward(h, weight, edge_row, edge_token, lse, mean)
@@ -211,7 +215,7 @@ class _TorchLinearLogprob(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dh = mean * -row_grad[:, None]
             dh.index_add_(0, edge_row, grad[:, None] * weight[edge_token].to(dh.dtype))
-            dh = dh.to(h.dtype)
+            dh = dh.to(ctx.dtype)
         if ctx.needs_input_grad[1]:
             dw = torch.zeros(weight.shape, dtype=lse.dtype, device=h.device)
             dw.index_add_(0, edge_token, grad[:, None] * h[edge_row].to(dw.dtype))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from sacglam.kernels import linear_logprob, linear_logprob_reference
-from sacglam.models import widening
+from sacglam.kernels import cpu, linear_logprob, linear_logprob_reference
+from sacglam.models import bfloat16
 from sacglam.models.policy import Policy, PolicyOptions
 
 PROMPTS = ["Goal : grasp the red lion . you see water", "Goal : go to blue", "you see a b c d e"]
@@ -66,7 +66,13 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.fixture
 def without_instructions(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(widening, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: False)
+
+
+@pytest.fixture
+def with_instructions(monkeypatch: pytest.MonkeyPatch):
+    """As on a CPU that has them; where it has none torch's products are slow, and as exact."""
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: True)
 
 
 def test_without_instructions_only_the_weights_are_rounded(
@@ -94,42 +100,75 @@ def test_adapters_have_float32_gradients(build: Any, architecture: str, without_
         assert _error(gradients[name], gradient) < 1e-4, name
 
 
-def test_with_instructions_torch_multiplies(
-    build: Any, architecture: str, monkeypatch: pytest.MonkeyPatch
+def test_with_instructions_products_alone_are_rounded(
+    build: Any, architecture: str, with_instructions: None
 ):
-    """What bfloat16 keeps of these models: about two digits of a log-probability."""
-    monkeypatch.setattr(widening, "multiplies_bfloat16", lambda: True)
-    half, exact = build(architecture)
+    half, double = build(architecture)
     embed = half.model.get_input_embeddings()
-    assert embed(torch.zeros(1, dtype=torch.long)).dtype is torch.bfloat16
-    (found, _), (expected, _) = map(_scores_and_gradients, (half, exact))
-    assert _error(found[0], expected[0]) < 3e-2
-    assert _error(found[1].exp(), expected[1].exp()) < 0.15
+    assert embed(torch.zeros(1, dtype=torch.long)).dtype is torch.float32
+    (found, gradients), (expected, exact_gradients) = map(_scores_and_gradients, (half, double))
+    # Of two to three digits; a model whose rows are rounded too keeps a third of them.
+    assert 1e-5 < _error(found[0], expected[0]) < 1e-2
+    assert _error(found[1].exp(), expected[1].exp()) < 5e-3
+    ours, exact = (torch.cat([g[name].double().flatten() for name in gradients])
+                   for g in (gradients, exact_gradients))  # fmt: skip
+    # T5 does not scale its attention scores: these weights make it nearly hard.
+    assert _error(ours, exact) < (0.2 if "t5" in architecture else 0.03)
 
 
-def test_a_head_of_two_bytes_under_rows_of_four():
+@pytest.mark.parametrize("instructions", [False, True])
+def test_a_head_of_two_bytes_under_rows_of_four(
+    monkeypatch: pytest.MonkeyPatch, instructions: bool
+):
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: instructions)
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(70, 24, generator=generator, requires_grad=True)
     weight = torch.randn(4500, 24, generator=generator).bfloat16().requires_grad_()
     row = torch.randint(70, (90,), generator=generator)
     token = torch.randint(4500, (90,), generator=generator)
-    found = linear_logprob(h, weight, row, token)
-    expected = linear_logprob_reference(h, weight, row, token)
-    assert found.dtype is torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     grad = torch.randn(90, generator=generator)
-    ours = torch.autograd.grad((found * grad).sum(), (h, weight))
-    exact = torch.autograd.grad((expected * grad).sum(), (h, weight))
-    assert _error(ours[0], exact[0].double()) < 1e-5
-    assert _error(ours[1], exact[1].double()) < 4e-3
+
+    def gradients(logp: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((logp * grad).sum(), (h, weight))
+
+    found = linear_logprob(h, weight, row, token)
+    assert found.dtype is torch.float32
+    ours = gradients(found)
+    assert ours[0].dtype is torch.float32
+    # With instructions the rows are rounded first, and the logits near their maximum.
+    rows = h.bfloat16() if instructions else h
+    expected = linear_logprob_reference(rows, weight, row, token)
+    near, limits = (3e-3, (4e-3, 4e-3)) if instructions else (1e-5, (1e-5, 4e-3))
+    torch.testing.assert_close(found.double(), expected, rtol=near, atol=near)
+    for a, b, limit in zip(ours, gradients(expected), limits, strict=True):
+        assert _error(a, b.double()) < limit
     with pytest.raises(ValueError, match="one dtype"):
         linear_logprob(h.bfloat16(), weight.float(), row, token)
+
+
+@pytest.mark.parametrize("instructions", [False, True])
+def test_a_layer_is_its_product_and_float32_else(
+    monkeypatch: pytest.MonkeyPatch, instructions: bool
+):
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: instructions)
+    layer = torch.nn.Linear(40, 30).bfloat16()
+    bfloat16.keep_rows_float32(layer)
+    x = torch.randn(5, 40, requires_grad=True)
+    product = x.bfloat16() @ layer.weight.T if instructions else x @ layer.weight.float().T
+    y = layer(x)
+    assert torch.equal(y, product.float() + layer.bias)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    exact = (grad @ layer.weight.float(), grad.T @ x.detach(), grad.sum(0))
+    for a, b in zip((x, layer.weight, layer.bias), exact, strict=True):
+        assert a.grad is not None
+        assert _error(a.grad, b.detach().double()) < 5e-3
 
 
 def test_weights_that_move_are_not_widened(without_instructions: None):
     """A module that is in another type by now computes in it."""
     layer = torch.nn.Linear(4, 3).bfloat16()
-    widening.widen(layer)
+    bfloat16.keep_rows_float32(layer)
     x = torch.randn(2, 4)
     assert layer(x.bfloat16()).dtype is torch.float32
     layer.double()
@@ -141,4 +180,4 @@ def test_weights_that_move_are_not_widened(without_instructions: None):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86 alone")
 def test_the_instructions_are_those_that_the_kernel_tells_of():
     flags = set(Path("/proc/cpuinfo").read_text().split())
-    assert widening.multiplies_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & flags)
+    assert cpu.multiplies_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & flags)

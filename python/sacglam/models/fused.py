@@ -6,7 +6,8 @@ and residuals, rotary embedding and attention, gates and activations, adapters a
 one pass each (`sacglam.kernels`), and a causal model's last layer computes only the rows that are
 read. Weights and modules stay the model's own; adapters too.
 
-The CPU's 16-bit tensors, and GPUs without Triton, take the model's own code.
+On a CPU bfloat16 models have float32 rows (bfloat16.py). GPUs without Triton take the model's own
+code.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _norm(module: Any, x: Tensor, add: Tensor | None = None) -> tuple[Tensor, Te
     if "Gemma" in type(module).__name__:  # stored as its difference from one
         weight = 1.0 + (weight.float() if weight.dtype.itemsize == 2 else weight)
     if not x.is_cuda:
-        weight = weight.to(x.dtype)  # see widening.py
+        weight = weight.to(x.dtype)  # see bfloat16.py
     return rms_norm(x, weight, eps, add)
 
 

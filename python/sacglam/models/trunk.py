@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, PromptTooLongError, UnsupportedModelError
-from . import attention, fused, widening
+from . import attention, bfloat16, fused
 from .forest import Forest
 
 CAUSAL = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2", "smollm3")
@@ -41,7 +41,7 @@ class Trunk:
         _set_attention(self.base, ATTENTION[attn])
         if attn == "fast":
             fused.fuse(self.base)
-            widening.widen(self.base)
+            bfloat16.keep_rows_float32(self.base)
 
     @property
     def hidden_size(self) -> int:

@@ -1,42 +1,29 @@
-"""Models in bfloat16 on CPUs without instructions for it: weights of two bytes, arithmetic in
-float32.
+"""Models in bfloat16 on the CPU: weights of two bytes, all else in float32 but the products.
 
-There a product in bfloat16 takes about seven times as long as one in float32. So each layer's
-weights become float32 for as long as they are used, and the rows between layers stay float32: the
-result is that of a float32 model with these weights, at nearly its speed and with half its memory
-for weights.
+The rows between layers stay float32, so that the native kernels of `sacglam.kernels` serve them,
+and attention, norms and gates round nothing. Products are of bfloat16, with sums in float32, where
+the CPU has instructions for it: at twice the speed of float32. Where it has none they take seven
+times as long as in float32; there each layer's weights become float32 for as long as they are used,
+and the result is that of a float32 model with these weights, at nearly its speed.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels import cpu
 from .fused import override
 
 
-@lru_cache(maxsize=1)
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16 (AVX512-BF16 or AMX); True for
-    those that are not known here."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
-
-
-def widen(model: nn.Module) -> None:
-    """Have the layers of a model with weights in bfloat16 compute in float32 on such a CPU."""
+def keep_rows_float32(model: nn.Module) -> None:
+    """Have the layers of a model with weights in bfloat16 take and give float32 on the CPU."""
     from transformers.pytorch_utils import Conv1D
 
-    if multiplies_bfloat16():
-        return
     layers: dict[type, Callable[[Any, Tensor], Tensor]] = {
         nn.Linear: _linear,
         Conv1D: _transposed,
@@ -89,24 +76,35 @@ def _t5_feed_forward(self: Any, x: Tensor) -> Tensor:
     return self.wo(self.dropout(self.act(self.wi(x))))
 
 
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight for float32 [..., K] and bfloat16 [K, N]: float32 [..., N]."""
+    if cpu.multiplies_bfloat16():
+        return (x.bfloat16() @ weight).float()
+    return x @ weight.float()
+
+
 class _Linear(torch.autograd.Function):
     """y = x W^T + b for x [..., D] float32, W [N, D] and b [N] bfloat16. Keeps W, not its copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return F.linear(x, weight.float(), None if bias is None else bias.float())
+        y = _product(x, weight.T)
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = grad @ weight.float()
+            dx = _product(grad, weight)
         if ctx.needs_input_grad[1]:
-            dw = (rows.T @ x.flatten(0, -2)).to(weight.dtype)
+            rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+            if cpu.multiplies_bfloat16():
+                dw = rows.T.bfloat16() @ inputs.bfloat16()
+            else:
+                dw = (rows.T @ inputs).to(weight.dtype)
         if ctx.needs_input_grad[2]:
-            db = rows.sum(0).to(weight.dtype)
+            db = grad.flatten(0, -2).sum(0).to(weight.dtype)
         return dx, dw, db
