@@ -127,6 +127,17 @@ def test_seeds_become_mean_and_range(
     assert {round(success[:, at].min(), 6), round(success[:, at].max(), 6)} in heights
 
 
+def test_what_does_not_change_the_learning_does_not_set_seeds_apart(
+    make_run: MakeRun, figures: list[Figure], tmp_path: Path
+) -> None:
+    plain, other = make_run("s0", seed=0), make_run("s1", seed=1)
+    with (other / "config.yaml").open("a") as config:
+        config.write("checkpoint_minutes: 5\nkeep_checkpoints: 4\ndevice: cpu\n")
+    plot_runs([plain, other], tmp_path / "seeds.png")
+    (figure,) = figures
+    assert figure.axes[0].get_title(loc="left") == "playground/small, tiny-t5, 2 seeds"
+
+
 def test_a_seed_that_stopped_early_does_not_bend_the_mean(
     make_run: MakeRun, figures: list[Figure], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sacglam.errors import EnvironmentProtocolError
 from sacglam.models.tiny import build_tokenizer
 from sacglam.text import PromptTemplate, TextCodec
 from sacglam.text import codec as codec_module
@@ -84,6 +85,15 @@ def test_the_unknown_token_is_warned_of_once_however_it_comes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         codec.ids("yak")
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_half_of_a_surrogate_pair_is_named(at_once: bool):
+    codec, _ = make()
+    bad = "go to \ud83d"
+    with pytest.raises(EnvironmentProtocolError, match=r"'go to \\ud83d' .* at character 6"):
+        codec.prepare(["go", bad]) if at_once else codec.ids(bad)
+    assert codec.ids("go").tolist() == make()[0].ids("go").tolist()
 
 
 def test_recent_entries_stay():

@@ -12,7 +12,7 @@ from .runs import Run
 # environment step teaches.
 _REPETITION_KEYS = {
     "seed", "out", "device", "threads", "total_steps", "log_interval", "checkpoint_interval",
-    "keep_checkpoints",
+    "checkpoint_minutes", "keep_checkpoints", "env.processes",
 }  # fmt: skip
 
 

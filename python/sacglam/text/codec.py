@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CandidateError
+from ..errors import CandidateError, EnvironmentProtocolError
 from .recent import Recent
 from .template import PromptTemplate
 
@@ -50,16 +50,23 @@ class TextCodec:
         """Token ids of one segment, without special tokens; int32 [n], remembered."""
         found = self._recent.get(text)
         if found is None:
-            found = self._remember(text, self.tokenizer(text, add_special_tokens=False).input_ids)
+            found = self._remember(text, self._tokenise([text])[0])
         return found
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Tokenise those segments that are not remembered in one call: half the time, or less."""
         new = [text for text in dict.fromkeys(texts) if text not in self._recent]
         if new:
-            found = self.tokenizer(new, add_special_tokens=False).input_ids
-            for text, raw in zip(new, found, strict=True):
+            for text, raw in zip(new, self._tokenise(new), strict=True):
                 self._remember(text, raw)
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return self.tokenizer(texts, add_special_tokens=False).input_ids
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                _refuse_surrogates(text)
+            raise
 
     def _remember(self, text: str, raw: Sequence[int]) -> Ids:
         found = np.asarray(raw, dtype=np.int32)
@@ -147,6 +154,17 @@ class TextCodec:
             stacklevel=2,
         )
         return False
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EnvironmentProtocolError(
+            f"the text {text!r} has half of a surrogate pair at character {error.start}, which no "
+            "encoding has: clean it with text.encode(errors='replace').decode(), or read the file "
+            "that it comes from with open(..., errors='replace')"
+        ) from None
 
 
 def _special_frame(tokenizer: Any) -> tuple[Ids, Ids]:
