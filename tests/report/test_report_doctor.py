@@ -120,6 +120,12 @@ def test_environments_are_listed_when_given() -> None:
     )
 
 
+@pytest.mark.parametrize(("has", "words"), [(True, "multiplies"), (False, "no instructions for")])
+def test_it_says_whether_the_cpu_multiplies_bfloat16(has: bool, words: str) -> None:
+    assert f"{words} bfloat16" in shown({"machine": {"multiplies_bfloat16": has}})
+    assert "bfloat16" not in shown({"machine": {}})
+
+
 def test_gpus_are_described() -> None:
     gpu = {"name": "NVIDIA H200", "memory_bytes": 150_754_820_096, "capability": "9.0"}
     assert "NVIDIA H200, 151 GB, compute capability 9.0" in shown({"machine": {"gpus": [gpu]}})

@@ -126,5 +126,9 @@ def doctor(_: argparse.Namespace) -> int:
 
     found = report.collect()
     found["environments"] = list_envs()
+    if found["native"]["available"] and found["torch"]["available"]:
+        from ..kernels.cpu import multiplies_bfloat16
+
+        found["machine"]["multiplies_bfloat16"] = multiplies_bfloat16()
     Console().print(report.render(found))
     return 1 if found["problems"] else 0

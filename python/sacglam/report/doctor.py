@@ -80,7 +80,8 @@ def collect() -> dict[str, Any]:
 
 def render(report: dict[str, Any]) -> RenderableType:
     """The result of `collect` for a person. Missing keys are tolerated, and a caller may add
-    `environments` [str], the ids that are registered. Nothing is printed."""
+    `environments` [str], the ids that are registered, and `machine.multiplies_bfloat16` (bool).
+    Nothing is printed."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -111,6 +112,9 @@ def render(report: dict[str, Any]) -> RenderableType:
             f"{size(machine.get('memory_bytes'))} memory"
         ),
     )
+    if "multiplies_bfloat16" in machine:
+        has = machine["multiplies_bfloat16"]
+        facts.add_row("", f"{'multiplies' if has else 'no instructions for'} bfloat16")
     for gpu in gpus:
         facts.add_row(
             "gpu", Text(f"{gpu.get('name')}, {size(gpu.get('memory_bytes'))}, "
