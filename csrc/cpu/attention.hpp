@@ -8,34 +8,28 @@
 
 #include "kernels.hpp"
 #include "lanes.hpp"
+#include "products.hpp"
 
 namespace {
 
 using sacglam::cpu::Attention;
 
-inline std::int64_t round_up(std::int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-inline std::int64_t row_floats(std::int64_t dim) {  // a padded row: a power of two of vectors
-  std::int64_t vectors = 1;
-  while (vectors * kLanes < dim) vectors *= 2;
-  return vectors * kLanes;
-}
-
-constexpr int kMaxBlock = 4;  // queries that share each load of a key
+constexpr int kWide = 2 * kBlock;  // queries whose shares of a key's gradient are added up first
+constexpr int kAhead = 4;          // rows from one that is read to one that is prefetched
 
 inline std::int64_t attention_scratch(const Attention& a, std::int64_t longest) {
   const std::int64_t row = row_floats(a.dim), keys = round_up(longest);
   // By key: k, v (rows and transposed), dk, dv. By query of a block: scores, their gradients and
   // the same of the ancestors, ancestors, q, dO, dq. The stack, positions and biases.
-  return keys * (6 * row) + kMaxBlock * (5 * keys + 4 * row) + 6 * keys + 8 * kLanes +
+  return keys * (6 * row) + kWide * (5 * keys + 4 * row) + 6 * keys + 8 * kLanes +
          (a.bias != nullptr ? 2 * (4 * keys + 4 * kLanes) : 0);
 }
 
 template <int V>  // vectors a padded row
 class TreeAttention {
  public:
-  static constexpr int kRow = V * kLanes;
-  static constexpr int kBlock = V <= 4 ? 4 : V == 8 ? 2 : 1;  // what registers can hold
+  using Rows = PaddedRows<V>;
+  static constexpr int kRow = Rows::kRow;
 
   TreeAttention(const Attention& a, std::int64_t task, float* scratch)
       : a_(a),
@@ -49,7 +43,7 @@ class TreeAttention {
     v_ = take(padded_ * kRow);
     k_by_dim_ = take(padded_ * a.dim);
     stack_ = reinterpret_cast<std::int32_t*>(take(padded_));
-    for (int b = 0; b < kBlock; ++b) {
+    for (int b = 0; b < kWide; ++b) {
       p_[b] = take(padded_);
       p_above_[b] = take(padded_);
       above_[b] = reinterpret_cast<std::int32_t*>(take(padded_));
@@ -60,14 +54,14 @@ class TreeAttention {
 
   void forward() {
     load_keys();
-    for_heads([this](const Block& block) { forward_block(block); });
+    for_heads<kBlock>([this](const Block& block) { forward_block(block); });
   }
 
   void backward() {
     v_by_dim_ = take(padded_ * a_.dim);
     dk_ = take(padded_ * kRow);
     dv_ = take(padded_ * kRow);
-    for (int b = 0; b < kBlock; ++b) {
+    for (int b = 0; b < kWide; ++b) {
       ds_[b] = take(padded_);
       ds_above_[b] = take(padded_);
       dq_[b] = take(kRow);
@@ -79,17 +73,17 @@ class TreeAttention {
       for (int d = 0; d < a_.dim; ++d) v_by_dim_[d * padded_ + j] = v_[j * kRow + d];
     }
     for (std::int64_t i = 0; i < padded_ * kRow; ++i) dk_[i] = dv_[i] = 0.0F;
-    for_heads([this](const Block& block) { backward_block(block); });
+    for_heads<kWide>([this](const Block& block) { backward_block(block); });
     store_key_gradients();
   }
 
  private:
   struct Block {
     int count = 0;
-    std::int64_t query[kMaxBlock];      // in the pack
-    std::int32_t node[kMaxBlock];       // in the tree
-    std::int32_t run[kMaxBlock];        // keys [0, run) of the tree are seen,
-    std::int32_t ancestors[kMaxBlock];  // and so many of above_[b]
+    std::int64_t query[kWide];      // in the pack
+    std::int32_t node[kWide];       // in the tree
+    std::int32_t run[kWide];        // keys [0, run) of the tree are seen,
+    std::int32_t ancestors[kWide];  // and so many of above_[b]
     std::int32_t longest_run = 0;
   };
 
@@ -122,8 +116,22 @@ class TreeAttention {
     for (int d = a_.dim; d < kRow; ++d) to[d] = 0.0F;
   }
 
+  // A head's rows lie a token apart, which processors do not foresee.
+  void prefetch(const float* row) const {
+    for (int d = 0; d < a_.dim; d += 16) __builtin_prefetch(row + d);
+  }
+
+  std::int64_t ahead_of(std::int64_t query) const {
+    const std::int64_t last = a_.q_start[tree_ + 1] - 1;
+    return query + kAhead < last ? query + kAhead : last;
+  }
+
   void load_keys() {
     for (std::int64_t j = 0; j < padded_; ++j) {
+      if (j + kAhead < length_) {
+        prefetch(a_.k + (first_ + j + kAhead) * a_.k_token + kv_head_ * a_.k_head);
+        prefetch(a_.v + (first_ + j + kAhead) * a_.v_token + kv_head_ * a_.v_head);
+      }
       float* k = k_ + j * kRow;
       float* v = v_ + j * kRow;
       if (j >= length_) {
@@ -137,17 +145,17 @@ class TreeAttention {
     }
   }
 
-  template <class Visit>
+  template <int width, class Visit>
   void for_heads(const Visit& visit) {
     const int group = a_.heads / a_.kv_heads;
     for (head_ = kv_head_ * group; head_ < (kv_head_ + 1) * group; ++head_) {
       if (a_.bias != nullptr) spread_bias();
-      for_blocks(visit);
+      for_blocks<width>(visit);
       if (dbias_ != nullptr) gather_bias_gradient();
     }
   }
 
-  template <class Visit>
+  template <int width, class Visit>
   void for_blocks(const Visit& visit) {
     const std::int64_t begin = a_.q_start[tree_], stop = a_.q_start[tree_ + 1];
     Block block;
@@ -174,7 +182,7 @@ class TreeAttention {
         for (std::int32_t k = run; k < depth; ++k) above_[b][k - run] = stack_[k];
       }
       if (block.longest_run < block.run[b]) block.longest_run = block.run[b];
-      if (++block.count == kBlock || i + 1 == stop) {
+      if (++block.count == width || i + 1 == stop) {
         visit(block);
         block.count = 0;
         block.longest_run = 0;
@@ -224,18 +232,13 @@ class TreeAttention {
 
   // Scores of the run into p_, and of the ancestors into p_above_, scaled and biased.
   void score(const Block& block) {
-    const std::int64_t keys = round_up(block.longest_run);
-    for (std::int64_t j = 0; j < keys; j += kLanes) {
-      Vec s[kBlock] = {};
-      for (int d = 0; d < a_.dim; ++d) {
-        const Vec k = load(k_by_dim_ + d * padded_ + j);
-        for (int b = 0; b < kBlock; ++b) s[b] += k * q_[b][d];
-      }
-      for (int b = 0; b < kBlock; ++b) store(p_[b] + j, s[b] * a_.scale);
+    for (int part = 0; part < block.count; part += kBlock) {
+      Rows::dots(q_ + part, k_by_dim_, a_.dim, padded_, round_up(block.longest_run),
+                 [&](int b, std::int64_t j, Vec s) { store(p_[part + b] + j, s * a_.scale); });
     }
     for (int b = 0; b < block.count; ++b) {
       for (std::int32_t k = 0; k < block.ancestors[b]; ++k) {
-        p_above_[b][k] = a_.scale * dot(q_[b], k_ + std::int64_t{above_[b][k]} * kRow);
+        p_above_[b][k] = a_.scale * Rows::dot(q_[b], k_ + std::int64_t{above_[b][k]} * kRow);
       }
       if (a_.bias != nullptr) add_bias(block, b);
     }
@@ -256,18 +259,16 @@ class TreeAttention {
       p_above_[b][k] += table[pair_column(block.query[b], above_[b][k])];
     }
   }
-  static float dot(const float* x, const float* y) {
-    Vec total = {};
-    for (int c = 0; c < V; ++c) total += load(x + c * kLanes) * load(y + c * kLanes);
-    return sum(total);
-  }
 
   void load_queries(const Block& block) {
-    for (int b = 0; b < kBlock; ++b) {
+    const int computed = (block.count + kBlock - 1) / kBlock * kBlock;
+    for (int b = 0; b < computed; ++b) {
       if (b >= block.count) {  // its scores are computed and never read
         for (int d = 0; d < kRow; ++d) q_[b][d] = 0.0F;
         continue;
       }
+      const std::int64_t ahead = ahead_of(block.query[b]);
+      prefetch(a_.q + ahead * a_.q_token + head_ * a_.q_head);
       copy_row(q_[b], a_.q + block.query[b] * a_.q_token + head_ * a_.q_head);
       rotate(q_[b], first_ + block.node[b], false);
     }
@@ -319,32 +320,28 @@ class TreeAttention {
     for (int b = block.count; b < kBlock; ++b) {
       for (std::int64_t j = 0; j < round_up(block.longest_run); ++j) p_[b][j] = 0.0F;
     }
-    Vec out[kBlock][V] = {};
-    for (std::int64_t j = 0; j < block.longest_run; ++j) {
-      for (int c = 0; c < V; ++c) {
-        const Vec v = load(v_ + j * kRow + c * kLanes);
-        for (int b = 0; b < kBlock; ++b) out[b][c] += v * p_[b][j];
-      }
-    }
+    Rows::gather(q_, p_, v_, block.longest_run);  // the queries have been used
     for (int b = 0; b < block.count; ++b) {
       for (std::int32_t k = 0; k < block.ancestors[b]; ++k) {
-        const float* v = v_ + std::int64_t{above_[b][k]} * kRow;
-        for (int c = 0; c < V; ++c) out[b][c] += load(v + c * kLanes) * p_above_[b][k];
+        Rows::add_row(q_[b], v_ + std::int64_t{above_[b][k]} * kRow, p_above_[b][k]);
       }
-      for (int c = 0; c < V; ++c) store(q_[b] + c * kLanes, out[b][c] * scale[b]);
       float* to = a_.out + (block.query[b] * a_.heads + head_) * a_.dim;
-      for (int d = 0; d < a_.dim; ++d) to[d] = q_[b][d];
+      for (int d = 0; d < a_.dim; ++d) to[d] = q_[b][d] * scale[b];
     }
   }
 
   void backward_block(const Block& block) {
     load_queries(block);
-    float delta[kBlock] = {};
-    for (int b = 0; b < kBlock; ++b) {
+    float delta[kWide] = {};
+    const int computed = (block.count + kBlock - 1) / kBlock * kBlock;
+    for (int b = 0; b < computed; ++b) {
       if (b >= block.count) {
         for (int d = 0; d < kRow; ++d) grad_[b][d] = 0.0F;
         continue;
       }
+      const std::int64_t ahead = ahead_of(block.query[b]);
+      prefetch(a_.grad + ahead * a_.grad_token + head_ * a_.grad_head);
+      prefetch(a_.out + (ahead * a_.heads + head_) * a_.dim);
       copy_row(grad_[b], a_.grad + block.query[b] * a_.grad_token + head_ * a_.grad_head);
       const float* out = a_.out + (block.query[b] * a_.heads + head_) * a_.dim;
       for (int d = 0; d < a_.dim; ++d) delta[b] += out[d] * grad_[b][d];
@@ -354,47 +351,31 @@ class TreeAttention {
       exponentiate(block, b, a_.lse[block.query[b] * a_.heads + head_]);
     }
     const std::int64_t keys = round_up(block.longest_run);
-    for (int b = block.count; b < kBlock; ++b) {
+    for (int b = block.count; b < computed; ++b) {
       for (std::int64_t j = 0; j < keys; ++j) p_[b][j] = 0.0F;
     }
-    for (std::int64_t j = 0; j < keys; j += kLanes) {  // dP = dO v^T, dS = P (dP - delta)
-      Vec dp[kBlock] = {};
-      for (int d = 0; d < a_.dim; ++d) {
-        const Vec v = load(v_by_dim_ + d * padded_ + j);
-        for (int b = 0; b < kBlock; ++b) dp[b] += v * grad_[b][d];
-      }
-      for (int b = 0; b < kBlock; ++b) store(ds_[b] + j, load(p_[b] + j) * (dp[b] - delta[b]));
+    for (int part = 0; part < block.count; part += kBlock) {
+      // dP = dO v^T, dS = P (dP - delta), dq = dS k
+      Rows::dots(grad_ + part, v_by_dim_, a_.dim, padded_, keys,
+                 [&](int b, std::int64_t j, Vec dp) {
+                   store(ds_[part + b] + j, load(p_[part + b] + j) * (dp - delta[part + b]));
+                 });
+      Rows::gather(dq_ + part, ds_ + part, k_, block.longest_run);
     }
-    Vec dq[kBlock][V] = {};
-    for (std::int64_t j = 0; j < block.longest_run; ++j) {
-      for (int c = 0; c < V; ++c) {
-        const std::int64_t at = j * kRow + c * kLanes;
-        const Vec k = load(k_ + at);
-        Vec dk = load(dk_ + at), dv = load(dv_ + at);
-        for (int b = 0; b < kBlock; ++b) {
-          dq[b][c] += k * ds_[b][j];
-          dk += load(q_[b] + c * kLanes) * ds_[b][j];
-          dv += load(grad_[b] + c * kLanes) * p_[b][j];
-        }
-        store(dk_ + at, dk);
-        store(dv_ + at, dv);
-      }
-    }
+    Rows::scatter(dk_, ds_, q_, block.count, keys);
+    Rows::scatter(dv_, p_, grad_, block.count, keys);
     for (int b = 0; b < block.count; ++b) {
       for (std::int32_t k = 0; k < block.ancestors[b]; ++k) {
         const std::int64_t row = std::int64_t{above_[b][k]} * kRow;
         const float p = p_above_[b][k];
-        const float ds = p * (dot(grad_[b], v_ + row) - delta[b]);
+        const float ds = p * (Rows::dot(grad_[b], v_ + row) - delta[b]);
         ds_above_[b][k] = ds;
-        for (int c = 0; c < V; ++c) {
-          const std::int64_t at = row + c * kLanes;
-          dq[b][c] += load(k_ + at) * ds;
-          store(dk_ + at, load(dk_ + at) + load(q_[b] + c * kLanes) * ds);
-          store(dv_ + at, load(dv_ + at) + load(grad_[b] + c * kLanes) * p);
-        }
+        Rows::add_row(dq_[b], k_ + row, ds);
+        Rows::add_row(dk_ + row, q_[b], ds);
+        Rows::add_row(dv_ + row, grad_[b], p);
       }
       if (a_.dbias != nullptr) add_bias_gradient(block, b);
-      for (int c = 0; c < V; ++c) store(dq_[b] + c * kLanes, dq[b][c] * a_.scale);
+      for (int c = 0; c < V; ++c) store(dq_[b] + c * kLanes, load(dq_[b] + c * kLanes) * a_.scale);
       rotate(dq_[b], first_ + block.node[b], true);
       float* to = a_.dq + (block.query[b] * a_.heads + head_) * a_.dim;
       for (int d = 0; d < a_.dim; ++d) to[d] = dq_[b][d];
@@ -438,9 +419,9 @@ class TreeAttention {
   float *bias_ = nullptr, *dbias_ = nullptr;
   std::int64_t consecutive_ = 0;  // leading keys whose positions count up
   std::int32_t* stack_;
-  std::int32_t* above_[kBlock];
-  float *p_[kBlock], *p_above_[kBlock], *ds_[kBlock], *ds_above_[kBlock];
-  float *q_[kBlock], *grad_[kBlock], *dq_[kBlock];
+  std::int32_t* above_[kWide];
+  float *p_[kWide], *p_above_[kWide], *ds_[kWide], *ds_above_[kWide];
+  float *q_[kWide], *grad_[kWide], *dq_[kWide];
 };
 
 template <bool backward>
