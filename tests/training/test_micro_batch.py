@@ -118,13 +118,19 @@ def test_a_run_out_of_memory_is_saved_and_goes_on_in_parts(
     assert resumed.config.optim.micro_batch == part
 
 
-def test_resuming_by_the_command_line_takes_another_part(
+def test_resuming_by_the_command_line_takes_another_part_and_number_of_threads(
     quick_config: Any, capsys: pytest.CaptureFixture[str]
 ):
+    before = torch.get_num_threads()
     config = quick_config("short", total_steps=120)
     Trainer(config).train()
     resume = ["train", "--resume", config.out, "--total-steps", "160"]
-    assert main([*resume, "--optim.micro-batch", "2"]) == 0
-    assert TrainConfig.load(f"{config.out}/config.yaml").optim.micro_batch == 2
+    try:
+        assert main([*resume, "--optim.micro-batch", "2", "--threads", "2"]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    saved = TrainConfig.load(f"{config.out}/config.yaml")
+    assert (saved.optim.micro_batch, saved.threads) == (2, 2)
     assert main([*resume, "--optim.batch-size", "4"]) == 2
     assert "only --total-steps may be given" in capsys.readouterr().err

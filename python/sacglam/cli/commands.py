@@ -23,14 +23,17 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.resume:
         total = overrides.pop("total_steps", None)
         part = overrides.pop("optim.micro_batch", None)
+        threads = overrides.pop("threads", None)
         if overrides or arguments.config or arguments.preset:
             given = ", ".join(overrides) or ("--config" if arguments.config else "--preset")
             raise ConfigError(
                 f"--resume continues a run with its own configuration; {given} cannot be changed "
-                "(only --total-steps may be given, to train longer, and --optim.micro-batch)"
+                "(only --total-steps may be given, to train longer, --optim.micro-batch and "
+                "--threads)"
             )
         return run_with_progress(lambda c: Trainer.resume(
-            arguments.resume, total_steps=total, micro_batch=part, callbacks=c))  # fmt: skip
+            arguments.resume, total_steps=total, micro_batch=part, threads=threads, callbacks=c
+        ))  # fmt: skip
     config = _configuration(arguments, overrides)
     return run_with_progress(lambda c: Trainer(config, callbacks=c))
 

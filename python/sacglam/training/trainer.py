@@ -30,6 +30,7 @@ from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
 from .callbacks import Callback
 from .clock import Clock
+from .contention import Contention
 from .metrics import Meter, MetricsWriter, drop_after
 from .parts import smaller_part
 from .run_folder import exclusive, refuse_foreign_progress, refuse_used_folder
@@ -131,6 +132,7 @@ class Trainer:
         *,
         total_steps: int | None = None,
         micro_batch: int | None = None,
+        threads: int | None = None,
         env: Any = None,
         callbacks: Sequence[Callback] = (),
     ) -> Trainer:
@@ -140,6 +142,7 @@ class Trainer:
             out: the run's folder.
             total_steps: a new end, to train longer than first planned.
             micro_batch: a new `optim.micro_batch`, to train with less memory, or faster.
+            threads: a new number of torch's CPU threads; their sums round differently.
             env: as for `Trainer`, if the run had a user's own environment.
             callbacks: as for `Trainer`.
         """
@@ -147,7 +150,11 @@ class Trainer:
         if not (folder / "config.yaml").is_file():
             raise RunFolderError(f"{folder} holds no run to resume: there is no config.yaml in it")
         config = TrainConfig.load(folder / "config.yaml").with_overrides({"out": str(folder)})
-        new = {"total_steps": total_steps, "optim.micro_batch": micro_batch}
+        new = {
+            "total_steps": total_steps,
+            "optim.micro_batch": micro_batch,
+            "threads": threads,
+        }
         config = config.with_overrides({k: v for k, v in new.items() if v is not None})
         trainer = cls(config, env=env, callbacks=callbacks, resume=True)
         if total_steps is not None and total_steps < trainer.env_steps:
@@ -227,6 +234,7 @@ class Trainer:
         algorithm = self.algorithm
         since = (self.clock.wall_s, self.env_steps, algorithm.updates)
         self._saved_s = time.monotonic()
+        contention = Contention()
         self.clock.start()
         try:
             while self._goes_on and not self._stop:
@@ -241,6 +249,7 @@ class Trainer:
                     now = (self.clock.wall_s, self.env_steps, algorithm.updates)
                     wall_s, steps, updates = (n - s for n, s in zip(now, since, strict=True))
                     self._log(writer, (steps / wall_s, updates / wall_s), evaluates)
+                    contention.look(torch.get_num_threads())
                     since = now
                 waited = 0 < config.checkpoint_minutes * 60 < time.monotonic() - self._saved_s
                 if waited or _crossed(before, self.env_steps, config.checkpoint_interval):
