@@ -28,6 +28,15 @@ def test_what_threads_waited_since_the_last_look(tmp_path: Path):
     assert contention.waited() == 0.0
 
 
+def test_threads_that_hardly_run_are_left_out(tmp_path: Path):
+    write(tmp_path, 1, 0, 0)
+    write(tmp_path, 2, 0, 0)
+    contention = Contention(tmp_path)
+    write(tmp_path, 1, 1000, 10)
+    write(tmp_path, 2, 5, 700)
+    assert contention.waited() == 10 / 1010
+
+
 @pytest.mark.parametrize("content", ["", "1 2", "a b c"])
 def test_a_system_that_does_not_tell_knows_of_no_waiting(tmp_path: Path, content: str):
     assert Contention(tmp_path / "none").waited() == 0.0

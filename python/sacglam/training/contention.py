@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 
 TASKS = Path("/proc/self/task")  # Linux; elsewhere nothing is known
-# Of 2 threads beside a program that takes a core: 0.2 to 0.4; alone on the machine: below 0.02.
-MUCH = 0.12
+MUCH = 0.1  # two threads alone on two cores: 0.006; beside a program that takes one: 0.32
+IDLE = 0.1  # of what the busiest thread ran
 
 
 class Contention:
@@ -34,14 +34,17 @@ class Contention:
             )
 
     def waited(self) -> float:
-        """The share of the time since the last call in which a thread could have run and had no
-        core; 0 where the system does not tell."""
+        """The share of the time since the last call in which the threads that compute could have
+        run and had no core; 0 where the system does not tell."""
         before, self._seen = self._seen, self._read()
-        ran = waited = 0
-        for thread, (now_ran, now_waited) in self._seen.items():
+        spent = []
+        for thread, (ran, waited) in self._seen.items():
             then_ran, then_waited = before.get(thread, (0, 0))
-            ran += now_ran - then_ran
-            waited += now_waited - then_waited
+            spent.append((ran - then_ran, waited - then_waited))
+        most = max((ran for ran, _ in spent), default=0)
+        # Those that compute: the others, such as a display's, wait for these.
+        computing = [(ran, waited) for ran, waited in spent if ran > IDLE * most]
+        ran, waited = (sum(column) for column in zip(*computing, strict=True)) if most else (0, 0)
         return waited / (ran + waited) if ran + waited > 0 else 0.0
 
     def _read(self) -> dict[str, tuple[int, int]]:
