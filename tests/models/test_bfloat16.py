@@ -107,7 +107,7 @@ def test_with_instructions_products_alone_are_rounded(
     embed = half.model.get_input_embeddings()
     assert embed(torch.zeros(1, dtype=torch.long)).dtype is torch.float32
     (found, gradients), (expected, exact_gradients) = map(_scores_and_gradients, (half, double))
-    # Two to three digits; of a model whose rows are rounded too the errors are 0.6 to 3 times these.
+    # Two to three digits; of a model whose rows are rounded too the errors are 0.6 to 3 x these.
     assert 1e-5 < _error(found[0], expected[0]) < 1e-2
     assert _error(found[1].exp(), expected[1].exp()) < 5e-3
     ours, exact = (torch.cat([g[name].double().flatten() for name in gradients])
