@@ -238,6 +238,17 @@ def _lora_gradients(work: Work, model: nn.Module, score: Score) -> list[Tensor]:
     return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
 
 
+def _compare_steps(compare, case, methods, peaks, quick) -> None:
+    compare(
+        case,
+        methods,
+        peak_bytes=peaks,
+        flops={name: executed_flops(step) for name, step in methods.items()},
+        rounds=None if quick else 3,
+        clock=CPU,
+    )
+
+
 @pytest.mark.parametrize("kind", ["T5", "Llama"])
 def test_lora_step(compare, peak_bytes, quick, kind):
     """Forward and backward to adapters of rank 16 on queries and values."""
@@ -260,14 +271,7 @@ def test_lora_step(compare, peak_bytes, quick, kind):
                 msg=lambda text, name=name: f"the gradients of {name} disagree: {text}",
             )  # fmt: skip
         peaks[name] = peak_bytes(step)
-    compare(
-        f"LoRA step, {name_of(kind, sizes)}",
-        methods,
-        peak_bytes=peaks,
-        flops={name: executed_flops(step) for name, step in methods.items()},
-        rounds=None if quick else 3,
-        clock=CPU,
-    )
+    _compare_steps(compare, f"LoRA step, {name_of(kind, sizes)}", methods, peaks, quick)
 
 
 @pytest.mark.parametrize("kind", ["T5", "Llama"])
@@ -290,14 +294,8 @@ def test_lora_step_bfloat16(compare, peak_bytes, quick, kind):
         error = float((_joined(step()) - expected).norm() / expected.norm())
         assert error < 0.1, f"the gradients of {name} disagree: by {error:.3f} of their norm"
         peaks[name] = peak_bytes(step)
-    compare(
-        f"LoRA step in bfloat16, {name_of(kind, sizes)}",
-        methods,
-        peak_bytes=peaks,
-        flops={name: executed_flops(step) for name, step in methods.items()},
-        rounds=None if quick else 3,
-        clock=CPU,
-    )
+    case = f"LoRA step in bfloat16, {name_of(kind, sizes)}"
+    _compare_steps(compare, case, methods, peaks, quick)
 
 
 def _joined(gradients: list[Tensor]) -> Tensor:

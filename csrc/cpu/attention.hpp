@@ -85,6 +85,7 @@ class TreeAttention {
     std::int32_t run[kWide];        // keys [0, run) of the tree are seen,
     std::int32_t ancestors[kWide];  // and so many of above_[b]
     std::int32_t longest_run = 0;
+    int computed() const { return (count + kBlock - 1) / kBlock * kBlock; }
   };
 
   float* take(std::int64_t floats) {
@@ -261,8 +262,7 @@ class TreeAttention {
   }
 
   void load_queries(const Block& block) {
-    const int computed = (block.count + kBlock - 1) / kBlock * kBlock;
-    for (int b = 0; b < computed; ++b) {
+    for (int b = 0; b < block.computed(); ++b) {
       if (b >= block.count) {  // its scores are computed and never read
         for (int d = 0; d < kRow; ++d) q_[b][d] = 0.0F;
         continue;
@@ -295,6 +295,14 @@ class TreeAttention {
     return all;
   }
 
+  // Rows that are computed and belong to no query see nothing.
+  void blank_rest(const Block& block) {
+    const std::int64_t keys = round_up(block.longest_run);
+    for (int b = block.count; b < block.computed(); ++b) {
+      for (std::int64_t j = 0; j < keys; ++j) p_[b][j] = 0.0F;
+    }
+  }
+
   void forward_block(const Block& block) {
     load_queries(block);
     score(block);
@@ -317,9 +325,7 @@ class TreeAttention {
       scale[b] = 1.0F / total;
       a_.lse[block.query[b] * a_.heads + head_] = shift + __builtin_logf(total);
     }
-    for (int b = block.count; b < kBlock; ++b) {
-      for (std::int64_t j = 0; j < round_up(block.longest_run); ++j) p_[b][j] = 0.0F;
-    }
+    blank_rest(block);
     Rows::gather(q_, p_, v_, block.longest_run);  // the queries have been used
     for (int b = 0; b < block.count; ++b) {
       for (std::int32_t k = 0; k < block.ancestors[b]; ++k) {
@@ -333,8 +339,7 @@ class TreeAttention {
   void backward_block(const Block& block) {
     load_queries(block);
     float delta[kWide] = {};
-    const int computed = (block.count + kBlock - 1) / kBlock * kBlock;
-    for (int b = 0; b < computed; ++b) {
+    for (int b = 0; b < block.computed(); ++b) {
       if (b >= block.count) {
         for (int d = 0; d < kRow; ++d) grad_[b][d] = 0.0F;
         continue;
@@ -351,9 +356,7 @@ class TreeAttention {
       exponentiate(block, b, a_.lse[block.query[b] * a_.heads + head_]);
     }
     const std::int64_t keys = round_up(block.longest_run);
-    for (int b = block.count; b < computed; ++b) {
-      for (std::int64_t j = 0; j < keys; ++j) p_[b][j] = 0.0F;
-    }
+    blank_rest(block);
     for (int part = 0; part < block.count; part += kBlock) {
       // dP = dO v^T, dS = P (dP - delta), dq = dS k
       Rows::dots(grad_ + part, v_by_dim_, a_.dim, padded_, keys,

@@ -44,8 +44,9 @@ class Contention:
         most = max((ran for ran, _ in spent), default=0)
         # Those that compute: the others, such as a display's, wait for these.
         computing = [(ran, waited) for ran, waited in spent if ran > IDLE * most]
-        ran, waited = (sum(column) for column in zip(*computing, strict=True)) if most else (0, 0)
-        return waited / (ran + waited) if ran + waited > 0 else 0.0
+        waited = sum(waited for _, waited in computing)
+        wanted = waited + sum(ran for ran, _ in computing)
+        return waited / wanted if wanted else 0.0
 
     def _read(self) -> dict[str, tuple[int, int]]:
         """Nanoseconds that each thread ran and waited for a core (proc(5), schedstat)."""
