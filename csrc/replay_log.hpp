@@ -167,6 +167,7 @@ class SharedLog {
     }
   }
   std::uint64_t slot();
+  bool seal(std::size_t i, std::uint64_t seen);
   void seal_all_of(std::uint64_t slot, std::uint64_t owner);
   bool seal_if_dead(std::size_t i, std::uint64_t seen);
   void open_segment(Producer& p);

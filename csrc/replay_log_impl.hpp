@@ -118,7 +118,7 @@ inline SharedLog::~SharedLog() {
   if (mine >= 0) {
     for (Producer& p : producers_) {
       if (p.open) {
-        segment(p.segment).seal(Control::pack(p.ticket, static_cast<std::uint64_t>(mine), true));
+        seal(p.segment, Control::pack(p.ticket, static_cast<std::uint64_t>(mine), true));
       }
     }
     header_->producers[static_cast<std::size_t>(mine)].store(0, std::memory_order_release);
@@ -129,16 +129,24 @@ inline SharedLog::~SharedLog() {
 
 // ---- producers
 
+// Segments are written again in the order of their tickets, which say when each was opened. One
+// that a slow producer kept open holds newer episodes than its ticket says: it is spared once, so
+// that whatever is sealed here, at least two thirds of the log are written before it goes.
+inline bool SharedLog::seal(std::size_t i, std::uint64_t seen) {
+  const std::uint64_t next = header_->next_ticket.load(std::memory_order_relaxed);
+  return segment(i).seal(seen, next - Control::ticket(seen) > layout_.segments / 3);
+}
+
 // Seals segment `i` if `seen`, its control word, names an owner that is certainly dead.
 inline bool SharedLog::seal_if_dead(std::size_t i, std::uint64_t seen) {
   const std::uint64_t slot = Control::slot(seen);
-  if (slot >= kProducers) return segment(i).seal(seen);  // garbage, which nobody owns
+  if (slot >= kProducers) return seal(i, seen);  // garbage, which nobody owns
   const std::uint64_t owner = header_->producers[slot].load(std::memory_order_acquire);
   // A slot changes hands only after all segments of its dead owner were sealed, and `seen` was
   // read before the slot (acquire): if the slot names somebody new, the exchange below fails, as
   // it does when anybody else has sealed or claimed the segment.
   if (!Owner{owner}.is_dead()) return false;
-  return segment(i).seal(seen);
+  return seal(i, seen);
 }
 
 inline void SharedLog::seal_all_of(std::uint64_t slot, std::uint64_t owner) {
@@ -147,7 +155,7 @@ inline void SharedLog::seal_all_of(std::uint64_t slot, std::uint64_t owner) {
     if (!Control::is_open(seen) || Control::slot(seen) != slot) continue;
     // If `seen` is of a new owner of the slot, its taking of the slot happened before (acquire).
     if (header_->producers[slot].load(std::memory_order_acquire) != owner) return;
-    segment(i).seal(seen);
+    seal(i, seen);
   }
 }
 
@@ -178,7 +186,7 @@ inline std::uint64_t SharedLog::slot() {
 
 inline void SharedLog::open_segment(Producer& p) {
   const std::uint64_t mine = slot();
-  if (p.open) segment(p.segment).seal(Control::pack(p.ticket, mine, true));
+  if (p.open) seal(p.segment, Control::pack(p.ticket, mine, true));
   p.open = false;
   for (std::size_t tries = 0; tries < 4 * layout_.segments; ++tries) {
     const std::uint64_t ticket = header_->next_ticket.fetch_add(1, std::memory_order_relaxed);
@@ -186,9 +194,14 @@ inline void SharedLog::open_segment(Producer& p) {
     std::uint64_t seen = segment(i).control();
     if (Control::is_open(seen)) {
       if (!seal_if_dead(i, seen)) continue;  // its owner is slow, not gone
-      seen = Control::pack(Control::ticket(seen), Control::slot(seen), false);
+      seen = segment(i).control();
     }
-    if (Control::ticket(seen) >= ticket || !segment(i).claim(seen, ticket, mine)) continue;
+    if (Control::is_open(seen) || Control::ticket(seen) >= ticket) continue;
+    if (Control::is_spared(seen)) {
+      segment(i).unspare(seen);
+      continue;
+    }
+    if (!segment(i).claim(seen, ticket, mine)) continue;
     p.segment = i;
     p.ticket = ticket;
     p.used = 0;

@@ -26,10 +26,11 @@
 
 namespace sacglam::replay {
 
-// The control word: ticket 44 bits, producer slot 18, open 1 (lowest), one unused.
+// The control word: ticket 44 bits, producer slot 18, spared 1, open 1 (lowest).
 struct Control {
   static constexpr unsigned kSlotBits = 18;
   static constexpr std::uint64_t kOpen = 1;
+  static constexpr std::uint64_t kSpared = 2;
 
   static constexpr std::uint64_t pack(std::uint64_t ticket, std::uint64_t slot, bool open) {
     return (ticket << 20) | (slot << 2) | (open ? kOpen : 0);
@@ -39,6 +40,8 @@ struct Control {
     return (control >> 2) & ((std::uint64_t{1} << kSlotBits) - 1);
   }
   static constexpr bool is_open(std::uint64_t control) { return (control & kOpen) != 0; }
+  // Sealed, and not to be claimed by the next who comes by.
+  static constexpr bool is_spared(std::uint64_t control) { return (control & kSpared) != 0; }
 };
 
 // The fill word: ticket (its low 40 bits), published words 24 bits.
@@ -74,7 +77,7 @@ class Segment {
 
   // ---- whoever wants to write here next
 
-  // `seen` is a control word that was not open. False when somebody else was faster.
+  // `seen` is a control word that was neither open nor spared. False when somebody else was faster.
   bool claim(std::uint64_t seen, std::uint64_t ticket, std::uint64_t slot) {
     if (!Sync::compare_exchange(head_.control, seen, Control::pack(ticket, slot, true))) {
       return false;  // W1 failed
@@ -84,9 +87,14 @@ class Segment {
     return true;
   }
   // By the owner that is done, or by whoever has proved the owner of exactly `seen` dead.
-  bool seal(std::uint64_t seen) {
+  bool seal(std::uint64_t seen, bool spared = false) {
     return Sync::compare_exchange(head_.control, seen,
-                                  Control::pack(Control::ticket(seen), Control::slot(seen), false));
+                                  Control::pack(Control::ticket(seen), Control::slot(seen), false) |
+                                      (spared ? Control::kSpared : 0));
+  }
+  // By anybody who comes by.
+  bool unspare(std::uint64_t seen) {
+    return Sync::compare_exchange(head_.control, seen, seen & ~Control::kSpared);
   }
 
   // ---- the owner

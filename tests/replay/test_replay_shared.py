@@ -193,6 +193,27 @@ def test_a_killed_producer_stops_nobody(name):
         assert total[1] - total[0] == sum(3 + n % KEYS % 3 for n in range(2000))
 
 
+@pytest.mark.parametrize("segments", [93, 94, 95, 96])
+def test_a_slow_producer_does_not_overwrite_its_own_newest_episodes(name, segments):
+    """The log has 96 segments. Where the others have filled 95 since it opened its own, that one
+    is the next in turn at the very moment when it is full."""
+    with make(name) as slow, ReplayBuffer.attach(name) as fast:
+        ids = texts(slow)
+        longest = next(k for k in range(KEYS) if k % 3 == 2)
+        a_segment = 1024 // (4 + 2 * 5 + 1)
+        add(slow, ids, longest)
+        for _ in range(a_segment * (segments - 1) + 1):
+            add(fast, ids, longest)
+        before = slow.stats()
+        for n in range(2 * a_segment):
+            add(slow, ids, longest)
+            if n % 60 == 59:
+                len(slow)  # takes over what is new
+        after = slow.stats()
+        total = [s["steps"] + s["evicted_steps"] for s in (before, after)]
+        assert total[1] - total[0] == 2 * a_segment * 5
+
+
 def test_saving_and_loading_while_a_producer_runs(name, tmp_path):
     with make(name) as buffer:
         add(buffer, texts(buffer), 0)

@@ -33,14 +33,18 @@ struct SegmentTest : rl::test_suite<SegmentTest, 3> {
     Segment<RelacySync> segment(head, words);
     if (index < 2) {
       const std::uint64_t ticket = index + 1;
-      const std::uint64_t seen = segment.control();
+      std::uint64_t seen = segment.control();
       if (Control::is_open(seen) || Control::ticket(seen) >= ticket) return;
+      if (Control::is_spared(seen)) {
+        segment.unspare(seen);
+        seen = segment.control();
+      }
       if (!segment.claim(seen, ticket, index)) return;
       for (std::uint64_t i = 0; i < kWords; ++i) {
         segment.put(i, ticket * 10 + i);
         segment.publish(ticket, i + 1);
       }
-      RL_ASSERT(segment.seal(Control::pack(ticket, index, true)));
+      RL_ASSERT(segment.seal(Control::pack(ticket, index, true), index == 0));
       return;
     }
     const std::uint64_t fill = segment.fill();
