@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +184,34 @@ def test_weights_that_move_are_not_widened(without_instructions: None):
 def test_the_instructions_are_those_that_the_kernel_tells_of():
     flags = set(Path("/proc/cpuinfo").read_text().split())
     assert cpu.multiplies_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & flags)
+
+
+COMPILED = """
+import sys, torch
+from sacglam.models import bfloat16
+most = bfloat16.KEPT_PRODUCTS
+torch.set_num_threads(1)
+if "bounded" in sys.argv:
+    bfloat16.keep_rows_float32(torch.nn.Linear(3, 3).bfloat16())
+weight = torch.ones(32, 32, dtype=torch.bfloat16)
+for turn in range(2):
+    print("turn", flush=True)
+    for rows in range(32, 32 + most + 10):
+        torch.ones(rows, 32, dtype=torch.bfloat16) @ weight
+"""
+
+
+@pytest.mark.skipif(not cpu.multiplies_bfloat16(), reason="needs instructions for bfloat16")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@pytest.mark.parametrize(("bounded", "again"), [("", 0), ("bounded", bfloat16.KEPT_PRODUCTS + 10)])
+def test_not_every_product_is_kept_compiled(bounded: str, again: int):
+    """oneDNN's own bound, of 1024, is never reached here: then nothing is compiled twice."""
+    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)  # set by other tests' models
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, bounded], capture_output=True, text=True, check=True,
+        env=environment,
+    )  # fmt: skip
+    _, first, second = done.stdout.split("turn\n")
+    assert first.count("create:cache_miss") == bfloat16.KEPT_PRODUCTS + 10
+    assert second.count("create:cache_miss") == again

@@ -70,13 +70,18 @@ def test_one_run_draws_every_family_and_its_references(
     assert high >= 100
 
 
+def finals(figure: Figure, last: int) -> list[tuple[float, float]]:
+    """The vertical lines beyond the last step."""
+    return [
+        tuple(line.get_ydata())
+        for line in figure.axes[0].lines
+        if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1] > last
+    ]
+
+
 def test_the_final_evaluation_has_its_interval(make_run: MakeRun, figures: list[Figure]) -> None:
     plot_runs(make_run())
-    bars = [
-        tuple(line.get_ydata())
-        for line in figures[0].axes[0].lines
-        if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1] > 12000
-    ]
+    bars = finals(figures[0], 12000)
     # 94 of 100, and 98.7 % of 200: eval.json counts each family's episodes.
     assert any(low == pytest.approx(87.5, abs=0.1) and high == pytest.approx(97.2, abs=0.1)
                for low, high in bars)  # fmt: skip
@@ -85,9 +90,7 @@ def test_the_final_evaluation_has_its_interval(make_run: MakeRun, figures: list[
 
 def test_evaluations_while_training_are_marked(make_run: MakeRun, figures: list[Figure]) -> None:
     plot_runs(make_run(evaluated=False))
-    plot_runs(
-        make_run("evaluated", evaluated=False, total=6000) if False else _with_evals(make_run)
-    )
+    plot_runs(_with_evals(make_run))
     without, marked = figures
     assert "evaluation" not in labels(without)
     assert {"evaluation", "training episodes"} <= set(labels(marked))
@@ -125,6 +128,27 @@ def test_seeds_become_mean_and_range(
     heights = [set(np.round(v[v[:, 0] == middle, 1], 6)) for v in bands]
     at = middle // 500 - 1
     assert {round(success[:, at].min(), 6), round(success[:, at].max(), 6)} in heights
+
+
+def test_final_evaluations_of_seeds_are_their_mean_and_range(
+    make_run: MakeRun, evaluation: Any, figures: list[Figure], tmp_path: Path
+) -> None:
+    folders = [make_run(f"s{i}", seed=i, evaluated=i < 3) for i in range(4)]  # one under way
+    other = make_run("other", her_ratio=0.5)
+    for folder, rate in zip(folders, (0.5, 0.75, 1.0), strict=False):
+        success = {"Grasp": rate, "Grow plant": 0.9}
+        (folder / "eval.json").write_text(json.dumps({**evaluation(), "success": success}))
+    plot_runs(folders, tmp_path / "seeds.png")
+    plot_runs([*folders, other], tmp_path / "both.png")
+    seeds, both = figures
+    assert "final evaluation, mean and range" in labels(seeds)
+    assert "final evaluation, 95 % CI" not in labels(seeds)
+    assert finals(seeds, 12000) == [(50.0, 100.0), (90.0, 90.0)]
+    dots = [line for line in seeds.axes[0].lines if len(line.get_xdata()) == 1]
+    assert [float(dot.get_ydata()[0]) for dot in dots] == [75.0, pytest.approx(90.0)]
+    assert {"final evaluation, mean and range", "final evaluation, 95 % CI"} < set(labels(both))
+    assert finals(both, 12000)[0] == (50.0, 100.0)
+    assert len(finals(both, 12000)) == 2
 
 
 def test_what_does_not_change_the_learning_does_not_set_seeds_apart(

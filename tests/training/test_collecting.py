@@ -71,7 +71,7 @@ def test_updates_are_not_made_up_for_when_the_first_episode_ends_late(quick_conf
 def test_a_run_without_an_update_says_so(quick_config: Any):
     config = quick_config(total_steps=200)
     with pytest.warns(RuntimeWarning, match="no update was made"):
-        Trainer(config, env=lambda: Corridor(length=1000, patience=1000)).train()
+        Trainer(config, env=lambda: Corridor(length=1000, patience=60)).train()
 
 
 def test_a_check_does_not_wait_for_the_end_of_an_episode(quick_config: Any):

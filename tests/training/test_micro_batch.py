@@ -122,9 +122,9 @@ def test_resuming_by_the_command_line_takes_another_part_and_number_of_threads(
     quick_config: Any, capsys: pytest.CaptureFixture[str]
 ):
     before = torch.get_num_threads()
-    config = quick_config("short", total_steps=120)
+    config = quick_config("short", total_steps=120, **{"eval.episodes": 2})
     Trainer(config).train()
-    resume = ["train", "--resume", config.out, "--total-steps", "160"]
+    resume = ["train", "--resume", config.out, "--total-steps", "140"]
     try:
         assert main([*resume, "--optim.micro-batch", "2", "--threads", "2"]) == 0
         assert torch.get_num_threads() == 2

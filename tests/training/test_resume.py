@@ -40,7 +40,7 @@ class _InterruptAt(Callback):
         {"prompt.history": 2, "prompt.list_actions": True, "env.id": "playground/zoo"},
         {"algo": "ppo", "ppo.rollout": 30, "ppo.minibatch": 16, "ppo.target_kl": 0.001},
         {"algo": "ppo", "ppo.rollout": 16, "model.id": "tiny-t5", "prompt.history": 1},
-        {"model.id": "tiny-t5", "critic.kind": "reencode", "eval.interval": 80},
+        {"model.id": "tiny-t5", "critic.kind": "reencode", "eval.interval": 80, "eval.episodes": 4},
         {"replay.sampling": "prioritised", "replay.capacity": 150},
         {"replay.capacity_bytes": 60_000, "prompt.list_actions": True},
         {"sac.subgoals": 0.7, "env.id": "playground/zoo"},

@@ -9,6 +9,7 @@ and the result is that of a float32 model with these weights, at nearly its spee
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +20,21 @@ from torch.nn import functional as F
 from ..kernels import cpu
 from .fused import override
 
+# oneDNN compiles a product for each new number of rows, which differs from batch to batch, and
+# keeps the last 1024, of half a megabyte each. A pass needs twenty, again and again.
+KEPT_PRODUCTS = 256
+
 
 def keep_rows_float32(model: nn.Module) -> None:
-    """Have the layers of a model with weights in bfloat16 take and give float32 on the CPU."""
+    """Have the layers of a model with weights in bfloat16 take and give float32 on the CPU.
+
+    The number of products that oneDNN keeps compiled is set for the process, unless its environment
+    does, or oneDNN has been used in it.
+    """
     from transformers.pytorch_utils import Conv1D
 
+    if cpu.multiplies_bfloat16():
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_PRODUCTS))
     layers: dict[type, Callable[[Any, Tensor], Tensor]] = {
         nn.Linear: _linear,
         Conv1D: _transposed,

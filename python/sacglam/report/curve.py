@@ -134,9 +134,8 @@ def _families_figure(group: Group) -> Figure:
         handles.append(Line2D([], [], lw=1.8, label=family, **look))
     _draw_references(axes, group.runs, families, kinds, coloured=True)
     finish_axes(axes, max(map(_last_step, group.runs)), ticks=7)
-    if len(group.runs) == 1:
-        finals = [(group.runs[0], family, look_of(i)) for i, family in enumerate(families)]
-        _draw_finals(axes, finals, kinds, slot=0.03)
+    finals = [(group.runs, family, look_of(i)) for i, family in enumerate(families)]
+    _draw_finals(axes, finals, kinds, slot=0.03)
     heading = ", ".join(p for p in (common_setting(group.runs), seeds_label(group.runs)) if p)
     axes.set_title(heading, loc="left", color="0.25")
     label_axes(axes, x=True, y=True)
@@ -166,9 +165,8 @@ def _panels_figure(groups: Sequence[Group]) -> Figure:
             _draw_group(axes, group.runs, shown[p], look_of(i), kinds, evals=False)
         _draw_references(axes, runs, [shown[p]], kinds, coloured=False)
         finish_axes(axes, max(map(_last_step, runs)), ticks=7 if columns == 1 else 5)
-        if len(groups) == len(runs):
-            finals = [(run, shown[p], look_of(i)) for i, run in enumerate(runs)]
-            _draw_finals(axes, finals, kinds, slot=0.03 * columns)
+        finals = [(group.runs, shown[p], look_of(i)) for i, group in enumerate(groups)]
+        _draw_finals(axes, finals, kinds, slot=0.03 * columns)
         axes.set_title(shown[p], loc="left")
         lowest = p + columns >= len(shown)
         axes.tick_params(labelbottom=lowest)
@@ -261,33 +259,44 @@ def _mean_of(series: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarra
 
 def _draw_finals(
     axes: Axes,
-    drawn: Sequence[tuple[Run, str, Mapping[str, Any]]],
+    drawn: Sequence[tuple[Sequence[Run], str, Mapping[str, Any]]],
     kinds: dict[str, Line2D],
     *,
     slot: float,
 ) -> None:
-    """Final evaluations with their 95 % intervals, side by side right of the last step, each
-    taking `slot` of the panel's width."""
-    last = max(_last_step(run) for run, _, _ in drawn)
+    """Final evaluations side by side right of the last step, each taking `slot` of the panel's
+    width: of one run with its 95 % interval, of several their mean and range."""
+    last = max(_last_step(run) for runs, _, _ in drawn for run in runs)
     slot = min(slot, 0.2 / len(drawn))
-    found = []
-    for run, family, look in drawn:
-        evaluation = run.evaluation or {}
-        rate = rates(evaluation.get("success")).get(family)
-        if rate is not None:
-            found.append((rate, family_episodes(evaluation)[0].get(family), look))
-    for i, (rate, episodes, look) in enumerate(found):
+    found = [(_final(runs, family), look) for runs, family, look in drawn]
+    shown = [(final, look) for final, look in found if final is not None]
+    for i, ((rate, low, high, kind), look) in enumerate(shown):
         x = last * (1 + slot * (i + 0.6))
-        if episodes is not None:
-            low, high = wilson_interval(rate, episodes)
-            ends = [100 * low, 100 * high]
-            axes.plot([x, x], ends, color=look["color"], lw=1.0, clip_on=False, zorder=3)
+        axes.plot([x, x], [low, high], color=look["color"], lw=1.0, clip_on=False, zorder=3)
         dot: Any = {**markers_of(look), "markersize": 5.5}
-        axes.plot([x], [100 * rate], color=look["color"], clip_on=False, zorder=4, **dot)
-    if found:
+        axes.plot([x], [rate], color=look["color"], clip_on=False, zorder=4, **dot)
+        add_kind(kinds, f"final evaluation, {kind}", color=GREY, lw=0, marker="|", markersize=9)
+    if shown:
         axes.set_xlim(0, last * (1 + slot * (len(drawn) + 0.2)))  # shared by all panels
         axes.axvline(last * 0.998, color="0.8", lw=0.6, zorder=1)
-        add_kind(kinds, "final evaluation, 95 % CI", color=GREY, lw=0, marker="|", markersize=9)
+
+
+def _final(runs: Sequence[Run], family: str) -> tuple[float, float, float, str] | None:
+    """Success in % after training, the ends of its line, and what these are."""
+    evaluations = [run.evaluation or {} for run in runs]
+    found = {
+        i: rate
+        for i, evaluation in enumerate(evaluations)
+        if (rate := rates(evaluation.get("success")).get(family)) is not None
+    }
+    if not found:
+        return None
+    values = [100 * rate for rate in found.values()]
+    if len(runs) > 1:
+        return float(np.mean(values)), min(values), max(values), "mean and range"
+    episodes = family_episodes(evaluations[0])[0].get(family)
+    low, high = (found[0], found[0]) if episodes is None else wilson_interval(found[0], episodes)
+    return values[0], 100 * low, 100 * high, "95 % CI"
 
 
 def _draw_references(

@@ -249,7 +249,8 @@ class Trainer:
                     now = (self.clock.wall_s, self.env_steps, algorithm.updates)
                     wall_s, steps, updates = (n - s for n, s in zip(now, since, strict=True))
                     self._log(writer, (steps / wall_s, updates / wall_s), evaluates)
-                    contention.look(torch.get_num_threads())
+                    if self.policy.device.type == "cpu":  # elsewhere its threads compute little
+                        contention.look(torch.get_num_threads())
                     since = now
                 waited = 0 < config.checkpoint_minutes * 60 < time.monotonic() - self._saved_s
                 if waited or _crossed(before, self.env_steps, config.checkpoint_interval):
