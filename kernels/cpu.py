@@ -25,6 +25,23 @@ def max_head_dim() -> int:
     return int(_C.cpu_max_head_dim())
 
 
+# oneDNN compiles a product in bfloat16 anew for each number of rows, and keeps what it compiled: a
+# third of a megabyte for the last 1024, and a quarter of one for ever. Batches have any number of
+# rows; their products have one of these few, made up with zeros.
+ROW_STEP = 16
+ROW_BLOCK = 512
+
+
+def narrow_rows(rows: torch.Tensor, step: int = ROW_STEP) -> torch.Tensor:
+    """rows [R, D] in bfloat16, and rows of zeros up to the next multiple of `step`."""
+    more = -len(rows) % step
+    if not more:
+        return rows.to(torch.bfloat16)
+    narrow = rows.new_zeros(len(rows) + more, rows.shape[1], dtype=torch.bfloat16)
+    narrow[: len(rows)] = rows
+    return narrow
+
+
 @lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products in bfloat16 (AVX512-BF16 or AMX); True for

@@ -162,6 +162,9 @@ def softmax_mean(
                 new_shift = torch.where(far, new_shift, shift)
                 again = far.squeeze(1).nonzero().squeeze(1)
                 if again.numel():
+                    if h.device.type == "cpu":  # the last one repeated: see cpu.ROW_STEP
+                        more = -len(again) % cpu.ROW_STEP
+                        again = torch.cat([again, again[-1:].expand(more)])
                     z[again] = _logits(part[again], w, new_shift[again], buffer)
             decay = (shift - new_shift).exp_() if t else None
             # Far below the maximum exp gives denormals, ten times as slow to compute.
@@ -197,9 +200,12 @@ class _TorchLinearLogprob(torch.autograd.Function):
         edge_row: torch.Tensor,
         edge_token: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.dtype = h.dtype
-        if h.dtype != weight.dtype and cpu.multiplies_bfloat16():
-            h = h.to(weight.dtype)  # also for the edges: one rounding of z and of its logsumexp
+        ctx.dtype, ctx.rows = h.dtype, len(h)
+        narrows = weight.dtype == torch.bfloat16 and (
+            h.dtype == weight.dtype or cpu.multiplies_bfloat16()
+        )
+        if narrows and h.device.type == "cpu":
+            h = cpu.narrow_rows(h)  # also for the edges: one rounding of z and of its logsumexp
         lse, mean = softmax_mean(h, weight, need_mean=ctx.needs_input_grad[0])
         logp = edge_logits(h, weight, edge_row, edge_token) - lse[edge_row.long()]
         ctx.save_for_backward(h, weight, edge_row, edge_token, lse, mean)
@@ -215,7 +221,7 @@ class _TorchLinearLogprob(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dh = mean * -row_grad[:, None]
             dh.index_add_(0, edge_row, grad[:, None] * weight[edge_token].to(dh.dtype))
-            dh = dh.to(ctx.dtype)
+            dh = dh[: ctx.rows].to(ctx.dtype)
         if ctx.needs_input_grad[1]:
             dw = torch.zeros(weight.shape, dtype=lse.dtype, device=h.device)
             dw.index_add_(0, edge_token, grad[:, None] * h[edge_row].to(dw.dtype))

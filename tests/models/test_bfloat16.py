@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from sacglam.kernels import cpu, linear_logprob, linear_logprob_reference
 from sacglam.models import bfloat16
 from sacglam.models.policy import Policy, PolicyOptions
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PROMPTS = ["Goal : grasp the red lion . you see water", "Goal : go to blue", "you see a b c d e"]
 CANDIDATES = [["grasp", "grasp red", "go to"], ["go", "go to", "go to blue", "release"], ["a"]]
@@ -186,32 +184,64 @@ def test_the_instructions_are_those_that_the_kernel_tells_of():
     assert cpu.multiplies_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & flags)
 
 
-COMPILED = """
-import sys, torch
-from sacglam.models import bfloat16
-most = bfloat16.KEPT_PRODUCTS
-torch.set_num_threads(1)
-if "bounded" in sys.argv:
-    bfloat16.keep_rows_float32(torch.nn.Linear(3, 3).bfloat16())
-weight = torch.ones(32, 32, dtype=torch.bfloat16)
-for turn in range(2):
-    print("turn", flush=True)
-    for rows in range(32, 32 + most + 10):
-        torch.ones(rows, 32, dtype=torch.bfloat16) @ weight
-"""
+class _Products(TorchDispatchMode):
+    """Notes the shapes [M, K] x [K, N] of the products in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, int, int]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            a, b = args[-2:]
+            if a.dtype is torch.bfloat16:
+                self.shapes.add((*a.shape, b.shape[1]))
+        return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(not cpu.multiplies_bfloat16(), reason="needs instructions for bfloat16")
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
-@pytest.mark.parametrize(("bounded", "again"), [("", 0), ("bounded", bfloat16.KEPT_PRODUCTS + 10)])
-def test_not_every_product_is_kept_compiled(bounded: str, again: int):
-    """oneDNN's own bound, of 1024, is never reached here: then nothing is compiled twice."""
-    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
-    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)  # set by other tests' models
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, bounded], capture_output=True, text=True, check=True,
-        env=environment,
-    )  # fmt: skip
-    _, first, second = done.stdout.split("turn\n")
-    assert first.count("create:cache_miss") == bfloat16.KEPT_PRODUCTS + 10
-    assert second.count("create:cache_miss") == again
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "t5"])
+def test_batches_of_all_sizes_have_few_different_products(
+    build: Any, architecture: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: True)
+    half, _ = build(architecture, lora=lora)
+    for parameter in half.model.parameters():
+        parameter.requires_grad_(parameter.requires_grad or not lora)
+    rng = np.random.default_rng(0)
+    words = "a b c d e go to blue red lion water".split()
+    with _Products() as seen:
+        for prompts in (1, 2, 3, 5, 9, 40):
+            texts = [" ".join(rng.choice(words, rng.integers(1, 30))) for _ in range(prompts)]
+            sets = [CANDIDATES[rng.integers(3)] for _ in texts]
+            scores = half.forward(half._pack_texts(texts, sets, leaves=True))
+            (scores.log_prob * scores.mask).sum().backward()
+    assert len(seen.shapes) > 10
+    sizes = {n for p in half.model.parameters() for n in p.shape}
+    for m, k, n in seen.shapes:
+        of_rows = m % 16 == 0 and m <= 512
+        of_a_gradient = {m, n} <= sizes and k % 16 == 0  # a weight's
+        assert of_rows or of_a_gradient, (m, k, n)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 16, 17, 511, 512, 513, 1300])
+def test_a_product_of_any_number_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: True)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, 40).bfloat16()
+    plain = torch.nn.Linear(24, 40)
+    plain.load_state_dict(layer.state_dict())
+    bfloat16.keep_rows_float32(layer)
+    inputs = [torch.randn(2, rows, 24).bfloat16().float().requires_grad_() for _ in range(2)]
+    with torch.no_grad():
+        inputs[1].copy_(inputs[0])
+    outs = [layer(inputs[0]), plain(inputs[1])]
+    grad = torch.randn(2, rows, 40).bfloat16().float()
+    for out in outs:
+        out.backward(grad)
+    pairs = [outs, [x.grad for x in inputs]]
+    pairs += [[layer.weight.grad.float(), plain.weight.grad], [layer.bias.grad, plain.bias.grad]]
+    for found, want in pairs:
+        assert found.shape == want.shape
+        scale = max(float(want.abs().max()), 1.0) if want.numel() else 1.0
+        torch.testing.assert_close(found.float(), want, rtol=0, atol=2**-8 * scale)

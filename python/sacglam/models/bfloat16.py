@@ -9,7 +9,6 @@ and the result is that of a float32 model with these weights, at nearly its spee
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,21 +19,11 @@ from torch.nn import functional as F
 from ..kernels import cpu
 from .fused import override
 
-# oneDNN compiles a product for each new number of rows, which differs from batch to batch, and
-# keeps the last 1024, of half a megabyte each. A pass needs twenty, again and again.
-KEPT_PRODUCTS = 256
-
 
 def keep_rows_float32(model: nn.Module) -> None:
-    """Have the layers of a model with weights in bfloat16 take and give float32 on the CPU.
-
-    The number of products that oneDNN keeps compiled is set for the process, unless its environment
-    does, or oneDNN has been used in it.
-    """
+    """Have the layers of a model with weights in bfloat16 take and give float32 on the CPU."""
     from transformers.pytorch_utils import Conv1D
 
-    if cpu.multiplies_bfloat16():
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_PRODUCTS))
     layers: dict[type, Callable[[Any, Tensor], Tensor]] = {
         nn.Linear: _linear,
         Conv1D: _transposed,
@@ -89,9 +78,14 @@ def _t5_feed_forward(self: Any, x: Tensor) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight for float32 [..., K] and bfloat16 [K, N]: float32 [..., N]."""
-    if cpu.multiplies_bfloat16():
-        return (x.bfloat16() @ weight).float()
-    return x @ weight.float()
+    if not cpu.multiplies_bfloat16():
+        return x @ weight.float()
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows.new_empty(len(rows), weight.shape[1])
+    for begin in range(0, len(rows), cpu.ROW_BLOCK):
+        part = rows[begin : begin + cpu.ROW_BLOCK]
+        y[begin : begin + len(part)] = (cpu.narrow_rows(part) @ weight)[: len(part)]
+    return y.view(*x.shape[:-1], weight.shape[1])
 
 
 class _Linear(torch.autograd.Function):
@@ -113,7 +107,8 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
             if cpu.multiplies_bfloat16():
-                dw = rows.T.bfloat16() @ inputs.bfloat16()
+                step = 4 * cpu.ROW_STEP  # sums over all rows: no blocks
+                dw = cpu.narrow_rows(rows, step).T @ cpu.narrow_rows(inputs, step)
             else:
                 dw = (rows.T @ inputs).to(weight.dtype)
         if ctx.needs_input_grad[2]:
