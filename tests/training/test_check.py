@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from sacglam import Trainer, check_training, make_env
+from sacglam.cli.checking import check_lines
 from sacglam.cli.main import main
 from sacglam.errors import DeviceMemoryError, EnvironmentProtocolError
+from sacglam.kernels import cpu
 from sacglam.models.loading import load_language_model
 from sacglam.models.policy import Policy
 from sacglam.training import check
@@ -194,3 +196,17 @@ def test_the_command_takes_what_train_takes(capsys: pytest.CaptureFixture[str], 
     assert "the run     3 000 steps, " in capsys.readouterr().out
     assert main(["check", "--model", str(tmp_path)]) == 2
     assert "UnknownModelError" in capsys.readouterr().err
+
+
+def test_bfloat16_is_proposed_where_it_is_faster(quick_config: Any, monkeypatch: Any):
+    found = check_training(quick_config(**{"lora.r": 4}))
+    narrow = dataclasses.replace(
+        found, config=found.config.with_overrides({"model.dtype": "bfloat16"})
+    )
+    full = dataclasses.replace(found, trained=found.parameters)
+    for multiplies in (True, False):
+        monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda known=multiplies: known)
+        proposed = [
+            "--model.dtype bfloat16" in " ".join(check_lines(f)) for f in (found, narrow, full)
+        ]
+        assert proposed == [multiplies, False, False]
