@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -14,20 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .._C import CandidateSet, ForestPacker
-from ..errors import CandidateError, CheckpointError, ConfigError, UnsupportedModelError
+from ..errors import CandidateError, ConfigError, UnsupportedModelError
 from ..kernels import triton_serves
 from ..text import PromptTemplate, TextCodec
-from .base import save_base, without_progress_bars
+from . import saved
+from .base import save_base
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
 from .forest import Forest, forest_from_packed
 from .graphs import ActingGraphs, acting_graphs, with_room
 from .heads import QHeads
-from .loading import load_language_model
 from .scoring import Scores, candidate_policy, values_over
 from .trunk import make_trunk
 
@@ -433,34 +429,15 @@ class Policy:
         base: where the base model of adapters is put, if it has no name; by default in `folder`.
             Several saves may share one. They find it for as long as all move together.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        own = self.is_lora and not self.name
-        base = folder / "base" if base is None else base
-        if own:
-            self.save_base(base)
-            for config in self.model.peft_config.values():
-                config.base_model_name_or_path = str(base)
-        with without_progress_bars():
-            self.model.save_pretrained(folder / ("adapter" if self.is_lora else "model"))
-        if own:
-            for file in (folder / "adapter").rglob("adapter_config.json"):
-                found = json.loads(file.read_text())
-                found["base_model_name_or_path"] = os.path.relpath(base, file.parent)
-                file.write_text(json.dumps(found, indent=2) + "\n")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        heads = {name: p.detach().cpu().contiguous() for name, p in self.heads.named_parameters()}
-        save_file(heads, folder / "heads.safetensors")
-        description = {
-            "format": 1,
-            "base_model": self.name,
-            "base_folder": os.path.relpath(base, folder) if own else None,
-            "lora": self.is_lora,
-            "options": asdict(self.options),
-            "template": asdict(self.codec.template),
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-        (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+        contents = saved.Saved(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            heads=dict(self.heads.named_parameters()),
+            options=asdict(self.options),
+            template=asdict(self.codec.template),
+            name=self.name,
+        )
+        saved.write(Path(folder), contents, lora=self.is_lora, base=base)
 
     def save_base(self, folder: Path) -> None:
         """Write the model without adapters, and the tokenizer, unless they are there."""
@@ -493,36 +470,15 @@ def load_saved_policy(folder: str | Path, *, device: torch.device | str = "cpu")
         CheckpointError: the folder is not a saved policy, or is damaged.
     """
     folder = Path(folder)
-    try:
-        description = json.loads((folder / "policy.json").read_text())
-        if description["format"] != 1:
-            raise CheckpointError(
-                f"{folder} has policy format {description['format']}; this version reads 1"
-            )
-        lora = description["lora"]
-        base = description["base_model"]
-        if lora and not base:
-            base = os.path.normpath(folder / description["base_folder"])
-        model, tokenizer = load_language_model(
-            base if lora else folder / "model",
-            adapter=folder / "adapter" if lora else None,
-            dtype=description["dtype"],
-            device=device,
-            tokenizer_folder=folder / "tokenizer",
-        )
-        options = dict(description["options"])
-        options["q_layers"] = tuple(options["q_layers"])
+    with saved.complete(folder):
+        found = saved.read(folder, device)
+        options = {**found.options, "q_layers": tuple(found.options["q_layers"])}
         policy = Policy(
-            model,
-            tokenizer,
-            template=PromptTemplate(**description["template"]),
+            found.model,
+            found.tokenizer,
+            template=PromptTemplate(**found.template),
             options=PolicyOptions(**options),
-            name=description["base_model"],
+            name=found.name,
         )
-        heads = load_file(folder / "heads.safetensors")
-        policy.heads.load_state_dict(heads)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{folder} is not a complete saved policy: {error}") from error
+        policy.heads.load_state_dict(found.heads)
     return policy
