@@ -131,7 +131,7 @@ inline SharedLog::~SharedLog() {
 
 // Segments are written again in the order of their tickets, which say when each was opened. One
 // that a slow producer kept open holds newer episodes than its ticket says: it is spared once, so
-// that whatever is sealed here, at least two thirds of the log are written before it goes.
+// that two thirds of the log have their turn before whatever is sealed here goes.
 inline bool SharedLog::seal(std::size_t i, std::uint64_t seen) {
   const std::uint64_t next = header_->next_ticket.load(std::memory_order_relaxed);
   return segment(i).seal(seen, next - Control::ticket(seen) > layout_.segments / 3);
