@@ -87,7 +87,7 @@ class Segment {
     return true;
   }
   // By the owner that is done, or by whoever has proved the owner of exactly `seen` dead.
-  bool seal(std::uint64_t seen, bool spared = false) {
+  bool seal(std::uint64_t seen, bool spared) {
     return Sync::compare_exchange(head_.control, seen,
                                   Control::pack(Control::ticket(seen), Control::slot(seen), false) |
                                       (spared ? Control::kSpared : 0));
