@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from sacglam import Trainer
 from sacglam.training.contention import TASKS, Contention
 
 
@@ -63,6 +64,7 @@ def test_it_is_said_once_and_only_of_several_threads(tmp_path: Path):
         contention.look(threads=4)
 
 
+# Elsewhere the system counts nothing that could be noticed; the tests above cover that case.
 @pytest.mark.skipif(not any(TASKS.glob("*/schedstat")), reason="Linux with schedstat alone")
 def test_a_core_that_is_shared_is_noticed():
     script = """
@@ -85,8 +87,6 @@ finally:
 
 
 def test_a_run_looks_at_each_log_line(monkeypatch: pytest.MonkeyPatch, quick_config):
-    from sacglam import Trainer
-
     looked = []
     monkeypatch.setattr(Contention, "look", lambda self, threads: looked.append(threads))
     Trainer(quick_config("looks", log_interval=16)).train()

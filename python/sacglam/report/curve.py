@@ -106,15 +106,22 @@ def _families(runs: Sequence[Run]) -> list[str]:
     return families or ["all"]
 
 
-def _reference(runs: Sequence[Run], key: str, family: str) -> float | None:
-    """Success in % of the random agent or the expert: the mean over the runs that know it."""
+def _evaluated(runs: Sequence[Run], family: str, key: str | None = None) -> list[float]:
+    """Success in [0, 1] after training, or of another policy in eval.json: of the runs that know
+    it."""
     found = []
     for run in runs:
-        source = (run.evaluation or {}).get(key)
+        source = run.evaluation if key is None else (run.evaluation or {}).get(key)
         if isinstance(source, Mapping):
             rate = rates(source.get("success")).get(family)
             if rate is not None:
-                found.append(100 * rate)
+                found.append(rate)
+    return found
+
+
+def _reference(runs: Sequence[Run], key: str, family: str) -> float | None:
+    """Success in % of the random agent or the expert: the mean over the runs that know it."""
+    found = [100 * rate for rate in _evaluated(runs, family, key)]
     return float(np.mean(found)) if found else None
 
 
@@ -283,18 +290,13 @@ def _draw_finals(
 
 def _final(runs: Sequence[Run], family: str) -> tuple[float, float, float, str] | None:
     """Success in % after training, the ends of its line, and what these are."""
-    evaluations = [run.evaluation or {} for run in runs]
-    found = {
-        i: rate
-        for i, evaluation in enumerate(evaluations)
-        if (rate := rates(evaluation.get("success")).get(family)) is not None
-    }
+    found = _evaluated(runs, family)
     if not found:
         return None
-    values = [100 * rate for rate in found.values()]
+    values = [100 * rate for rate in found]
     if len(runs) > 1:
         return float(np.mean(values)), min(values), max(values), "mean and range"
-    episodes = family_episodes(evaluations[0])[0].get(family)
+    episodes = family_episodes(runs[0].evaluation or {})[0].get(family)
     low, high = (found[0], found[0]) if episodes is None else wilson_interval(found[0], episodes)
     return values[0], 100 * low, 100 * high, "95 % CI"
 
