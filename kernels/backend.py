@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import torch
@@ -18,10 +18,27 @@ def triton_available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def triton_serves(dtype: torch.dtype) -> bool:
-    """Whether Triton is there for tensors of this type: not float64, for which attention and the
-    head do not compile."""
-    return triton_available() and dtype in (torch.bfloat16, torch.float16, torch.float32)
+def triton_serves(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether Triton is there for tensors of this type and device: not for float64, for which
+    attention and the head do not compile, nor for a GPU before compute capability 8.0, where
+    tensor cores stay unused and tiles of 16 bits spill thousands of registers."""
+    served = triton_available() and dtype in (torch.bfloat16, torch.float16, torch.float32)
+    return served and (device.type != "cuda" or _capability(device) >= (8, 0))
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def wide_tiles(device: torch.device) -> bool:
+    """Whether a block has the 227 KiB of shared memory of data-centre GPUs since Hopper, for which
+    tiles were tuned; other GPUs take tiles that need 99 KiB at most."""
+    if device.type != "cuda":
+        return True
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", 0) >= 227 * 1024
 
 
 def interpreting() -> bool:
@@ -40,7 +57,7 @@ def use_triton(backend: Backend, tensor: torch.Tensor) -> bool:
     if backend in ("torch", "native"):
         return False
     if backend == "auto":
-        return tensor.is_cuda and triton_serves(tensor.dtype)
+        return tensor.is_cuda and triton_serves(tensor.dtype, tensor.device)
     if backend != "triton":
         raise ValueError(f"backend={backend!r}: need 'auto', 'torch', 'native' or 'triton'")
     if not triton_available():

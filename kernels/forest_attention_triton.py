@@ -13,27 +13,10 @@ import triton.language as tl
 
 from .attention_plan import AttentionPlan
 from .backend import empty_heads_last, kernel_inputs
+from .tiles import attention_tiles
 
 _LOG2E = 1.4426950408889634
 
-# Shapes of the tiles by padded head dimension, for 16-bit inputs on sm_90: at 64 the fastest of a
-# sweep on an H200 (bench/device.py), otherwise the nearest to it that passes the gate of the
-# ahead-of-time test: no spills, and tensor-core instructions.
-FORWARD = {
-    64: dict(block_m=64, block_n=64, num_warps=4, num_stages=2),
-    128: dict(block_m=64, block_n=64, num_warps=4, num_stages=2),
-    256: dict(block_m=64, block_n=32, num_warps=8, num_stages=2),
-}
-BACKWARD_Q = {
-    64: dict(block_m=64, block_n=32, num_warps=4, num_stages=2),
-    128: dict(block_m=64, block_n=64, num_warps=8, num_stages=2),
-    256: dict(block_m=64, block_n=64, num_warps=8, num_stages=2),
-}
-BACKWARD_KV = {
-    64: dict(block_m=32, block_n=64, num_warps=4, num_stages=1),
-    128: dict(block_m=32, block_n=64, num_warps=4, num_stages=1),
-    256: dict(block_m=32, block_n=64, num_warps=8, num_stages=2),
-}
 # Prefix keys are seen by all queries: their gradient is split over this many query ranges, and
 # the parts are summed, which keeps the result deterministic.
 _PREFIX_SPLITS = 64
@@ -42,17 +25,6 @@ _BIAS_COPIES = 32
 # Trees longer than this on average are mostly branches that do not see each other: their tiles are
 # tested and skipped. Shorter trees have nothing to skip, and the test costs the loop's pipelining.
 _SKIP_TOKENS = 1024
-
-
-def config_for(table: dict[int, dict[str, int]], q: torch.Tensor) -> dict[str, int]:
-    """The entry for q's head dimension; 32-bit inputs take half the tile (twice the bytes)."""
-    width = max(64, triton.next_power_of_2(q.shape[-1]))
-    if width not in table:
-        raise ValueError(f"head dimension {q.shape[-1]}: the kernels serve up to {max(table)}")
-    chosen = dict(table[width])
-    if q.element_size() == 4:
-        chosen.update(block_m=32, block_n=32, num_stages=1)
-    return chosen
 
 
 @triton.jit
@@ -457,7 +429,7 @@ def attention_forward(
     """(out [H, Tq, D], lse float32 [H, Tq]) of `attention`. `config` overrides the tile table."""
     dtype = q.dtype
     q, k, v = kernel_inputs(q, k, v)
-    cfg = dict(config or config_for(FORWARD, q))
+    cfg = dict(config or attention_tiles("forward", q))
     block_m, block_n = cfg.pop("block_m"), cfg.pop("block_n")
     constants, arrays = _common(q, k, plan, bias)
     heads, q_total, head_dim = q.shape
@@ -504,7 +476,7 @@ def attention_backward(
     dbias = torch.zeros(
         (copies, heads, 2 * radius + 1) if need_bias_grad else (1,), device=q.device
     )
-    cfg = dict(config_q or config_for(BACKWARD_Q, q))
+    cfg = dict(config_q or attention_tiles("backward_q", q))
     block_m, block_n = cfg.pop("block_m"), cfg.pop("block_n")
     tiles = plan.tiles("q", block_m)
     backward_q_kernel[(tiles.shape[0], heads)](
@@ -516,7 +488,7 @@ def attention_backward(
         SKIP=_skips(plan), BLOCK_M=block_m, BLOCK_N=block_n, **constants, **cfg,
     )  # fmt: skip
 
-    cfg = dict(config_kv or config_for(BACKWARD_KV, q))
+    cfg = dict(config_kv or attention_tiles("backward_kv", q))
     block_m, block_n = cfg.pop("block_m"), cfg.pop("block_n")
 
     def launch_kv(

@@ -7,21 +7,10 @@ import triton
 import triton.language as tl
 
 from .backend import kernel_inputs
+from .tiles import head_tiles
 
-# One tile of logits a program. Rows vary fastest over the grid, so that a tile of W is read from
-# memory once and then stays in the L2 cache for all row tiles.
-# Fastest of a sweep on an H200: K5 at 1.13 times the time of the bare product at the peak rate.
-TILES = dict(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
-TILES_BACKWARD = dict(block_m=128, block_n=256, block_k=64, num_warps=8, num_stages=3)
-TILES_32BIT = dict(block_m=32, block_n=64, block_k=32, num_warps=4, num_stages=2)
 # Tokens per chunk of the backward pass: [R, chunk] probabilities exist at a time.
 CHUNK = 16384
-
-
-def config_for(h: torch.Tensor, *, backward: bool = False) -> dict[str, int]:
-    if h.element_size() == 4:
-        return dict(TILES_32BIT)
-    return dict(TILES_BACKWARD if backward else TILES)
 
 
 @triton.jit
@@ -57,7 +46,11 @@ def logsumexp_kernel(
     D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """K5. One program: one tile of logits, reduced to two numbers a row."""
+    """K5. One program: one tile of logits, reduced to two numbers a row.
+
+    Rows vary fastest over the grid, so that a tile of W is read from memory once and then stays in
+    the L2 cache for all row tiles. On an H200 1.13 times the bare product at the peak rate.
+    """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     tokens = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     z = _logits_tile(
@@ -159,7 +152,7 @@ def logsumexp_forward(
 ) -> torch.Tensor:
     """float32 [R]: log sum over the vocabulary of exp(h W^T). `config` overrides the tiles."""
     h, weight = kernel_inputs(h, weight)
-    cfg = dict(config or config_for(h))
+    cfg = dict(config or head_tiles(h))
     block_m, block_n, block_k = cfg.pop("block_m"), cfg.pop("block_n"), cfg.pop("block_k")
     rows, tokens = h.shape[0], weight.shape[0]
     n_tiles = triton.cdiv(tokens, block_n)
@@ -206,7 +199,7 @@ def launch_probabilities(
     config: dict[str, int] | None = None,
 ) -> None:
     """out [R, >= last - first] = -G p of tokens [first, last)."""
-    cfg = dict(config or config_for(h, backward=True))
+    cfg = dict(config or head_tiles(h, backward=True))
     block_m, block_n, block_k = cfg.pop("block_m"), cfg.pop("block_n"), cfg.pop("block_k")
     rows = h.shape[0]
     probability_kernel[(triton.cdiv(rows, block_m), triton.cdiv(last - first, block_n))](

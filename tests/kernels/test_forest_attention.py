@@ -136,7 +136,7 @@ def test_kernels_of_some_queries(
     if skip:
         monkeypatch.setattr(kernels, "_SKIP_TOKENS", 1)
     small = dict(block_m=16, block_n=16, num_warps=1, num_stages=1)
-    monkeypatch.setattr(kernels, "config_for", lambda table, q: dict(small))
+    monkeypatch.setattr(kernels, "attention_tiles", lambda which, q: dict(small))
     for prefix in (0, 17):
         _compare_some_queries(
             torch.float32, "triton", with_bias, make_forest, relative_error, prefix
@@ -205,7 +205,7 @@ def test_forest_kernels_that_skip_branches(
 
     monkeypatch.setattr(kernels, "_SKIP_TOKENS", 1)
     small = dict(block_m=16, block_n=16, num_warps=1, num_stages=1)
-    monkeypatch.setattr(kernels, "config_for", lambda table, q: dict(small))
+    monkeypatch.setattr(kernels, "attention_tiles", lambda which, q: dict(small))
     _compare(*_case(make_forest, name), torch.float32, "triton", 5e-6, relative_error)
 
 

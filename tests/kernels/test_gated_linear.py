@@ -44,7 +44,7 @@ def test_kernel_of_many_tiles(interpreter, relative_error, monkeypatch):
     from sacglam.kernels import gated_linear_triton as kernels
 
     tiles = dict(block_m=16, block_n=16, block_k=16, num_warps=1, num_stages=1)
-    monkeypatch.setattr(kernels, "config_for", lambda x: dict(tiles))
+    monkeypatch.setattr(kernels, "gated_linear_tiles", lambda x: dict(tiles))
     monkeypatch.setattr(kernels, "_GROUP", 3)
     _compare("triton", "silu", (16 * 7 + 1, 16, 40), torch.float32, 2e-6, relative_error)
 

@@ -129,6 +129,8 @@ def test_it_says_whether_the_cpu_multiplies_bfloat16(has: bool, words: str) -> N
 def test_gpus_are_described() -> None:
     gpu = {"name": "NVIDIA H200", "memory_bytes": 150_754_820_096, "capability": "9.0"}
     assert "NVIDIA H200, 151 GB, compute capability 9.0" in shown({"machine": {"gpus": [gpu]}})
+    assert "torch's own" not in shown({"machine": {"gpus": [gpu]}})
+    assert "torch's own" in shown({"machine": {"gpus": [{**gpu, "capability": "7.5"}]}})
 
 
 def test_the_compiler_is_read_from_the_library(tmp_path: Path) -> None:

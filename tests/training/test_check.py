@@ -210,3 +210,7 @@ def test_bfloat16_is_proposed_where_it_is_faster(quick_config: Any, monkeypatch:
             "--model.dtype bfloat16" in " ".join(check_lines(f)) for f in (found, narrow, full)
         ]
         assert proposed == [multiplies, False, False]
+    on_gpu = dataclasses.replace(found, config=found.config.with_overrides({"device": "cuda"}))
+    for multiplies in (True, False):  # without: one before compute capability 8.0
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda known=multiplies, **_: known)
+        assert ("this GPU" in " ".join(check_lines(on_gpu))) is multiplies

@@ -69,7 +69,7 @@ def override(module: nn.Module, forward: Any) -> None:
 
 def _serves(x: Tensor) -> bool:
     if x.is_cuda:
-        return triton_serves(x.dtype)
+        return triton_serves(x.dtype, x.device)
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 

@@ -129,10 +129,10 @@ class Policy:
 
     @property
     def on_gpu_kernels(self) -> bool:
-        """Whether it computes by Triton's kernels: on CUDA, with the fast attention, not in
-        float64."""
+        """Whether it computes by Triton's kernels: on CUDA of compute capability 8.0 or more, with
+        the fast attention, not in float64."""
         fast = self.device.type == "cuda" and self.options.attn == "fast"
-        return fast and triton_serves(self.dtype)
+        return fast and triton_serves(self.dtype, self.device)
 
     @property
     def is_lora(self) -> bool:

@@ -120,6 +120,8 @@ def render(report: dict[str, Any]) -> RenderableType:
             "gpu", Text(f"{gpu.get('name')}, {size(gpu.get('memory_bytes'))}, "
                         f"compute capability {gpu.get('capability')}")
         )  # fmt: skip
+        if _before_ampere(gpu.get("capability")):
+            facts.add_row("", "sacglam's kernels need 8.0 or more: torch's own are taken")
     if not gpus:
         facts.add_row("gpu", "none that torch can use")
     cuda = f"built for CUDA {torch['cuda']}" if torch.get("cuda") else "built without CUDA"
@@ -240,6 +242,11 @@ def _torch() -> dict[str, Any]:
     except RuntimeError as error:
         found["error"] = f"the GPU cannot be used: {error}"
     return found
+
+
+def _before_ampere(capability: str | None) -> bool:
+    major = (capability or "").partition(".")[0]
+    return major.isdigit() and int(major) < 8
 
 
 def _look_for(item: _Optional, *, has_gpu: bool) -> dict[str, Any]:

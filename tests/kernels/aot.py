@@ -1,6 +1,8 @@
-"""Compile every kernel ahead of time for sm_90 and report what the compiler made of it.
+"""Compile the kernels ahead of time for a type of GPU and report what the compiler made of them.
 
-    python tests/kernels/aot_sm90.py [--all]      (needs triton, no GPU, no TRITON_INTERPRET)
+    python tests/kernels/aot.py [--arch 90] [--cases all]
+
+It needs triton and no GPU, and TRITON_INTERPRET must not be set.
 
 Prints one JSON object a line: kernel, case, registers, spills (bytes), tensor-core instructions.
 The launchers run unchanged on CPU tensors, with a recorder in place of each kernel, so that what is
@@ -25,7 +27,7 @@ from sacglam.kernels import forest_attention_triton as attention
 from sacglam.kernels import gated_activation_triton as gate
 from sacglam.kernels import gated_linear_triton as gated_linear
 from sacglam.kernels import linear_logprob_triton as head
-from sacglam.kernels import plan_forest
+from sacglam.kernels import plan_forest, tiles
 from sacglam.kernels import rms_norm_triton as rms_norm
 from sacglam.kernels import rotary_embedding_triton as rotary
 from triton.backends.compiler import GPUTarget
@@ -36,13 +38,15 @@ _TYPES = {
     torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+# Bytes of shared memory that a block may have: A100, RTX 30, RTX 40, H100, B200, RTX 50.
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
 class Recorder:
     """Stands in for a jitted kernel and compiles each launch instead of running it."""
 
-    def __init__(self, kernel: Any, found: list[dict[str, Any]]) -> None:
-        self.kernel, self.found = kernel, found
+    def __init__(self, kernel: Any, arch: int, found: list[dict[str, Any]]) -> None:
+        self.kernel, self.arch, self.found = kernel, arch, found
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def launch(*args: Any, **kwargs: Any) -> None:
@@ -72,7 +76,7 @@ class Recorder:
             if aligned:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        compiled = triton.compile(source, target=GPUTarget("cuda", self.arch, 32), options=options)
         return {**options, "shared": compiled.metadata.shared, **_inspect(compiled.asm["cubin"])}
 
 
@@ -95,17 +99,18 @@ def _inspect(cubin: bytes) -> dict[str, int]:
 
 
 def _attention_case(
-    dim: int, heads: int, kv_heads: int, prefix: int, bias: bool, some: bool = False
-) -> None:
+    dim: int, heads: int, kv_heads: int, prefix: int, bias: bool, some: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:  # fmt: skip
     tokens = 300
     end = torch.full((tokens,), tokens, dtype=torch.int32)
     start = torch.tensor([prefix, tokens], dtype=torch.int32)
     plan = plan_forest(end, start, prefix=prefix, pos=end)
     if some:
         plan = plan.only(torch.arange(tokens // 2))
-    q = torch.zeros(heads, plan.q_total, dim, dtype=torch.bfloat16)
-    k = torch.zeros(kv_heads, tokens, dim, dtype=torch.bfloat16)
-    table = torch.zeros(heads, 257, dtype=torch.bfloat16) if bias else None
+    q = torch.zeros(heads, plan.q_total, dim, dtype=dtype)
+    k = torch.zeros(kv_heads, tokens, dim, dtype=dtype)
+    table = torch.zeros(heads, 257, dtype=dtype) if bias else None
     out, lse = attention.attention_forward(q, k, k, plan, table, 1.0)
     attention.attention_backward(
         out, q, k, k, out, lse, plan, table, 1.0, need_bias_grad=False
@@ -146,31 +151,50 @@ def _layer_case(dim: int, inner: int, heads: int, gelu: bool) -> None:
     rotary.rotate(q, table, table, transposed=True)
 
 
-def report(everything: bool = False) -> Iterator[dict[str, Any]]:
-    """One record a kernel and case: the two headline models, and with `everything` more."""
-    cases: dict[str, Any] = {
-        "Qwen2.5-0.5B attention": lambda: _attention_case(64, 14, 2, 0, False),
-        "Flan-T5-base attention": lambda: _attention_case(64, 12, 12, 0, True),
-        "Qwen2.5-0.5B head": lambda: _head_case(1568, 896, 1520),
-        "Flan-T5-base head": lambda: _head_case(1568, 768, 1520),
-        "policy": _softmax_case,
-        "Qwen2.5-0.5B layer": lambda: _layer_case(896, 4864, 14, False),
-        "Flan-T5-base layer": lambda: _layer_case(768, 2048, 12, True),
-    }
-    if everything:
-        cases |= {
-            "some queries": lambda: _attention_case(64, 14, 2, 0, False, some=True),
-            "shared prefix": lambda: _attention_case(64, 14, 2, 96, False),
-            "head dimension 128": lambda: _attention_case(128, 16, 8, 0, False),
-            "head dimension 96": lambda: _attention_case(96, 8, 8, 0, False),
-            "head dimension 256": lambda: _attention_case(256, 4, 1, 0, False),
-        }
+_HEADLINE = {
+    "Qwen2.5-0.5B attention": lambda: _attention_case(64, 14, 2, 0, False),
+    "Flan-T5-base attention": lambda: _attention_case(64, 12, 12, 0, True),
+    "Qwen2.5-0.5B head": lambda: _head_case(1568, 896, 1520),
+    "Flan-T5-base head": lambda: _head_case(1568, 768, 1520),
+    "policy": _softmax_case,
+    "Qwen2.5-0.5B layer": lambda: _layer_case(896, 4864, 14, False),
+    "Flan-T5-base layer": lambda: _layer_case(768, 2048, 12, True),
+}
+_WIDE_HEADS = {
+    "head dimension 128": lambda: _attention_case(128, 16, 8, 0, False),
+    "head dimension 96": lambda: _attention_case(96, 8, 8, 0, False),
+    "head dimension 256": lambda: _attention_case(256, 4, 1, 0, False),
+}
+CASES = {
+    "headline": _HEADLINE,
+    "all": _HEADLINE | _WIDE_HEADS | {
+        "some queries": lambda: _attention_case(64, 14, 2, 0, False, some=True),
+        "shared prefix": lambda: _attention_case(64, 14, 2, 96, False),
+    },
+    # What differs from one type of GPU to another: the tiles of the kernels that multiply.
+    "tiles": _WIDE_HEADS | {
+        "Flan-T5-base attention": _HEADLINE["Flan-T5-base attention"],
+        "Qwen2.5-0.5B head": _HEADLINE["Qwen2.5-0.5B head"],
+        "Qwen2.5-0.5B layer": _HEADLINE["Qwen2.5-0.5B layer"],
+        "float32, head dimension 64":
+            lambda: _attention_case(64, 12, 12, 0, True, dtype=torch.float32),
+        "float32, head dimension 128":
+            lambda: _attention_case(128, 16, 8, 0, False, dtype=torch.float32),
+        "float32, head dimension 256":
+            lambda: _attention_case(256, 4, 1, 0, False, dtype=torch.float32),
+    },
+}  # fmt: skip
+
+
+def report(arch: int, cases: str) -> Iterator[dict[str, Any]]:
+    """One record a kernel and case."""
     found: list[dict[str, Any]] = []
+    tiles.wide_tiles = lambda device: SHARED[arch] >= 227  # type: ignore[assignment]
     for module in (attention, head, softmax, gated_linear, gate, rms_norm, rotary):
         for name, value in list(vars(module).items()):
             if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
-                setattr(module, name, Recorder(value, found))
-    for case, run in cases.items():
+                setattr(module, name, Recorder(value, arch, found))
+    for case, run in CASES[cases].items():
         run()
         yield from ({"case": case, **record} for record in found)
         found.clear()
@@ -178,6 +202,8 @@ def report(everything: bool = False) -> Iterator[dict[str, Any]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="head dimensions 96 to 256, prefix")
-    for record in report(parser.parse_args().all):
+    parser.add_argument("--arch", type=int, default=90, choices=sorted(SHARED))
+    parser.add_argument("--cases", default="headline", choices=sorted(CASES))
+    arguments = parser.parse_args()
+    for record in report(arguments.arch, arguments.cases):
         print(json.dumps(record), flush=True)
