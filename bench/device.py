@@ -20,7 +20,7 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -215,7 +215,9 @@ def run_checks(tasks: list[tuple[Any, ...]], workers: int, session: Session) -> 
 
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [(task, pool.submit(checks.run_task, *task)) for task in tasks]
-        compiling = [(shape, pool.submit(layers.compile_tile, shape)) for shape in layers.TILES]
+        compiling: list[tuple[Any, Future[Any]]] = [
+            (shape, pool.submit(layers.compile_tile, shape)) for shape in layers.TILES
+        ]
         for task, future in [*waiting, *compiling]:
             error = future.exception()
             if error is not None:

@@ -131,11 +131,11 @@ def tasks() -> list[tuple[str, Any, Any]]:
 
 def run_task(kind: str, what: Any, how: Any) -> Result:
     """One check; runs in a worker process, so that kernels are compiled in parallel."""
-    check: Callable[[Any, Any], Result] = {
+    checks: dict[str, Callable[..., Result]] = {
         "attention": check_attention, "head": check_head, "policy": check_policy,
         "norm": check_norm, "gate": check_gate, "rotary": check_rotary,
-    }[kind]  # fmt: skip
-    return check(what, how)
+    }  # fmt: skip
+    return checks[kind](what, how)
 
 
 def check_attention(name: str, dtype: torch.dtype) -> Result:

@@ -24,7 +24,7 @@ Batch = tuple[Any, Any, Any]  # arguments of Policy.pack
 
 def make_policy(config: Any, dtype: torch.dtype, *, critic: bool = False) -> Any:
     """A policy on the GPU around a random model with LoRA of rank 16, its two halves random."""
-    from sacglam.models.loading import LoraOptions, _add_lora
+    from sacglam.models.loading import LoraOptions, add_lora
     from sacglam.models.policy import Policy, PolicyOptions
     from sacglam.models.tiny import build_tokenizer
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -33,7 +33,7 @@ def make_policy(config: Any, dtype: torch.dtype, *, critic: bool = False) -> Any
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device(workloads.DEVICE):
         model = kind.from_config(config, dtype=dtype)
-        model = _add_lora(model, LoraOptions(r=16), critic)
+        model = add_lora(model, LoraOptions(r=16), critic)
     model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -149,8 +149,11 @@ def time_forest(
 def _flash(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: tuple[Any, Any], most: tuple[int, int]
 ) -> torch.Tensor:
-    rows = (x.transpose(0, 1) for x in (q, k, v))
-    return varlen_attn(*rows, *spans, *most, scale=1.0).transpose(0, 1)
+    rows = [x.transpose(0, 1) for x in (q, k, v)]
+    out: Any = varlen_attn(
+        rows[0], rows[1], rows[2], spans[0], spans[1], most[0], most[1], scale=1.0
+    )
+    return out.transpose(0, 1)
 
 
 def time_t5(model: Model, prompts: int, ceilings: Ceilings, record: Record) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import device_checkout  # noqa: F401  first: it makes sacglam importable
@@ -141,7 +141,7 @@ def compile_tile(shape: tuple[int, ...]) -> None:
     _gated_methods(256, [shape])[f"{shape}, group 1"]()
 
 
-def _gated_methods(rows: int, shapes: list[tuple[int, ...]]) -> dict[str, Method]:
+def _gated_methods(rows: int, shapes: Sequence[tuple[int, ...]]) -> dict[str, Method]:
     from sacglam.kernels import gated_linear_triton as kernels
 
     dim, inner = 896, 4864

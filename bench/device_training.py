@@ -18,6 +18,7 @@ import torch
 from device_checks import relative
 from device_kernels import Record
 from device_models import t5_model, with_lora
+from sacglam.training.ppo import PpoAlgorithm
 
 # Fills the buffer, or most of a rollout. Environments step together, and pass the last step.
 FILLED = {
@@ -103,7 +104,7 @@ def _check_ppo(
         left.append(_left(policy, found, ("critic_loss", "actor_loss", "grad_norm")))
     graphs = 0 if algorithm._graphs is None else len(algorithm._graphs)
     case = f"{name}, float32, {updates} updates, {graphs} graphs"
-    report("updates", case, _differences(*left, graphs), 1e-2)
+    report("updates", case, _differences(left[0], left[1], graphs), 1e-2)
     with torch.no_grad():
         want = policy.forward(forest.to(policy.device)).cpu()
     by_graph = None if policy._value_graphs is None else policy._value_graphs.scores(forest)
@@ -148,6 +149,7 @@ def check_training(report: Callable[..., None], steps: int = 5000, least: float 
             Trainer(config).train()
             longer = config.with_overrides({"total_steps": steps})
             result = Trainer(longer, resume=True).train()
+            assert result.evaluation is not None
             success = result.evaluation["success_mean"]
         case = f"playground/small, tiny-llama, {dtype}, {steps} steps: success {success:.3f}"
         report("training", case, {f"below {least}": max(0.0, least - success)}, 0.0)
@@ -209,7 +211,7 @@ def time_training(record: Record, name: str) -> None:
         record("training", f"{name}: {case}", methods, None, slow=True)
 
 
-def _ppo_updates(algorithm: Any) -> Callable[[], object]:
+def _ppo_updates(algorithm: PpoAlgorithm) -> Callable[[], object]:
     """Updates from one rollout, over and over."""
     from sacglam.training.ppo_graphs import ppo_graphs
 
@@ -219,8 +221,9 @@ def _ppo_updates(algorithm: Any) -> Callable[[], object]:
     def minibatches() -> Iterator[Any]:
         rng = np.random.default_rng(0)
         while True:
+            order = rng.permutation(len(experience))
             yield from experience.minibatches(
-                options.minibatch, rng, normalise=options.normalise, device="cpu"
+                order, options.minibatch, normalise=options.normalise, device="cpu"
             )
 
     source = minibatches()

@@ -73,3 +73,14 @@ def test_what_is_important_comes_first(tmp_path: Path):
     order = ["ceilings", "check", "check updates, tiny-llama", "check updates, tiny-llama, PPO",
              "training, tiny-llama, float32", "model Qwen 256", "act", "sweep 256"]  # fmt: skip
     assert [name for name in names if name in order] == order
+
+
+def test_updates_of_ppo_are_timed_from_one_rollout(monkeypatch: pytest.MonkeyPatch):
+    import device_training as training
+
+    monkeypatch.setattr(training.workloads, "DEVICE", "cpu")
+    algorithm = training._filled(training.PPO).algorithm
+    update = training._ppo_updates(algorithm)
+    before = algorithm.updates
+    update()
+    assert algorithm.updates == before + 1
