@@ -5,8 +5,10 @@ What CUDA itself does is tested on a GPU alone.
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import torch
 from sacglam.config import TrainConfig
 from sacglam.kernels import backend
+from sacglam.models import graphs as graphs_module
 from sacglam.models import policy as policy_module
 from sacglam.models.graphs import ActingGraphs, CudaCapture, Graphs, acting_graphs, graphs_serve
 from sacglam.models.policy import Policy
@@ -154,6 +157,61 @@ def test_weights_moved_elsewhere_end_a_graph(llama: Policy):
         assert scores(graphs, forest) is None
 
 
+def test_weights_that_are_other_tensors_end_a_graph(make_policy: Any):
+    """The old ones stay alive and where they were: addresses alone do not tell."""
+    policy = make_policy("llama")
+    other = {name: 1.1 * weight for name, weight in policy.model.state_dict().items()}
+    graphs, recording = graphs_of(policy)
+    forest = batch(policy, "a")
+    before = [scores(graphs, forest) for _ in range(2)][1]
+    policy.model.load_state_dict(other, assign=True)
+    found = [scores(graphs, forest) for _ in range(4)]
+    assert found[0] is None
+    assert_plain(policy, found[-1], forest)
+    assert float((found[-1].log_pi - before.log_pi).abs().max()) > 1e-3
+    assert recording.made == 2
+
+
+def test_an_adapter_in_the_place_of_another_ends_a_graph(make_model: Any):
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = make_model("llama")
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    policy = Policy(get_peft_model(model, lora), tokenizer)
+    graphs, _ = graphs_of(policy)
+    forest = batch(policy, "a")
+    for _ in range(2):
+        found = scores(graphs, forest)
+    assert_plain(policy, found, forest)
+    policy.model.delete_adapter("default")
+    policy.model.add_adapter("default", lora)
+    policy.model.set_adapter("default")
+    policy.model.double().eval()
+    assert scores(graphs, forest) is None
+    found = [scores(graphs, forest) for _ in range(3)][-1]
+    assert_plain(policy, found, forest)
+
+
+def test_a_policy_with_graphs_is_freed_when_it_goes(
+    make_policy: Any, monkeypatch: pytest.MonkeyPatch
+):
+    policy = make_policy("llama")
+    monkeypatch.setattr(graphs_module, "graphs_serve", lambda policy: True)
+    monkeypatch.setattr(graphs_module, "CudaCapture", lambda device: Recording(policy_model()))
+    policy_model = weakref.ref(policy.model)
+    for _ in range(3):
+        policy.act(["a b"], ACTIONS[:1])
+    assert len(policy._graphs) == 1
+    gone = weakref.ref(policy)
+    gc.collect()
+    gc.disable()
+    try:
+        del policy
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_swapping_the_target_in_and_out_between_calls_ends_no_graph(llama: Policy):
     graphs, recording = graphs_of(llama)
     target = TargetParameters(llama.trainable_parameters())
@@ -283,9 +341,12 @@ def test_graphs_serve_where_triton_does(
     llama: Policy, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(backend, "triton_available", lambda: True)
+    monkeypatch.setattr(backend, "_capability", lambda device: (8, 6))
     monkeypatch.setattr(Policy, "device", torch.device("cuda"))
     llama.model.to(dtype)
     assert graphs_serve(llama) is (dtype != torch.float64)
+    monkeypatch.setattr(backend, "_capability", lambda device: (7, 5))
+    assert not graphs_serve(llama)
 
 
 def test_the_cpu_knows_no_graphs(llama: Policy):

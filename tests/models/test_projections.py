@@ -137,3 +137,16 @@ def test_an_adapter_in_float32_under_a_bfloat16_base():
     sum(out.float().square().sum() for out in outs).backward()
     lora = [p for n, p in model.named_parameters() if "lora_" in n]
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in lora)
+
+
+def test_autocast_takes_the_modules_own_way():
+    model = adapted().float()
+    x = torch.randn(7, 12, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        outs = project(x, modules_of(model))
+        want = model(x)
+    for a, b in zip(outs, want, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    sum(a.float().sum() for a in outs).backward()
+    assert x.grad is not None

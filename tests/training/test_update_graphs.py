@@ -214,6 +214,7 @@ def test_graphs_that_leave_no_room_are_dropped(
         dropped.append(len(self))
         release(self)
         assert len(self) == 0
+        assert not self._gradients._gradient  # as large as the parameters
 
     monkeypatch.setattr(kind, "release", released)
     monkeypatch.setattr(learner_module, "sac_graphs", by_graphs)

@@ -164,7 +164,7 @@ def _gated(
 def _adapted_linear(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A layer with its LoRA adapter, on a GPU."""
     known = projection_of(self) if x.is_cuda and not args and not kwargs else None
-    if known is None or torch.is_autocast_enabled():
+    if known is None or torch.is_autocast_enabled(x.device.type):
         return self.sacglam_original(x, *args, **kwargs)
     return compute(x.reshape(-1, x.shape[-1]), [known])[0].view(*x.shape[:-1], -1)
 
@@ -222,7 +222,9 @@ def _t5_norm(self: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _t5_gated(self: Any, hidden_states: Tensor) -> Tensor:
-    if not _serves(hidden_states) or (self.training and self.dropout.p > 0):
+    # In float16 the model keeps `wo` in float32.
+    served = _serves(hidden_states) and hidden_states.dtype != torch.float16
+    if not served or (self.training and self.dropout.p > 0):
         return self.sacglam_original(hidden_states)
     activation = _activation(self.act)
     assert activation is not None

@@ -8,12 +8,15 @@ ones.
 
 from __future__ import annotations
 
+import gc
+import operator
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from .device import on_device
 from .forest import Forest
 from .padding import Sizes, flat_length, forest_over, holds, padded_sizes, write_padded
 from .scoring import Scores
@@ -65,6 +69,7 @@ def with_room(compute: Callable[[Kept | None], Result], graphs: Kept | None) -> 
             raise
     # Not while the error is handled: it keeps the tensors of the call that failed.
     graphs.release()
+    gc.collect()  # a model that is gone, too: its layers refer to themselves (fused.override)
     torch.cuda.empty_cache()
     warnings.warn(
         "the GPU's memory did not suffice beside its CUDA graphs, which were dropped. Recording "
@@ -165,7 +170,8 @@ class Graphs:
         self._call, self._model, self._capture, self._doing = call, model, capture, doing
         self._adapter, self._padding, self._limit = adapter, padding, limit
         self._numbers = numbers
-        self._read = [*model.parameters(), *model.buffers(), *reads]
+        self._reads = list(reads)
+        self._look()
         self._device = self._read[0].device
         self._tuner: Any = next((m for m in model.modules() if hasattr(m, "merged_adapters")), None)
         self._recorded: OrderedDict[Sizes, _Recorded] = OrderedDict()
@@ -180,6 +186,10 @@ class Graphs:
         Graphs share memory: the result must be read before another one runs. Nothing waits for the
         device. Raises torch.OutOfMemoryError where a recording does not fit: see `with_room`.
         """
+        with on_device(self._device):
+            return self._run(forest, numbers)
+
+    def _run(self, forest: Forest, numbers: npt.NDArray[np.float64]) -> Tensor | None:
         if self._failed or forest.ids.device.type != "cpu" or not self._applies():
             return None
         state = self._now()
@@ -230,10 +240,25 @@ class Graphs:
 
     def _now(self) -> Hashable:
         """What graphs took for granted: where the weights lie, and which adapters are active."""
+        present = list(chain.from_iterable(map(dict.values, self._holders)))
+        same = len(present) == len(self._held) and not any(
+            map(operator.is_not, present, self._held)
+        )
+        if not same:  # a weight is another tensor, or a module another module
+            self._look()
         adapters: Hashable = self._adapter
         if adapters is None and self._tuner is not None:
             adapters = tuple(self._tuner.active_adapters)
         return adapters, tuple(map(Tensor.data_ptr, self._read))
+
+    def _look(self) -> None:
+        """Note the tensors that a pass reads, and what the modules hold, to see when that changes:
+        to list a model's tensors takes as long as a pass by a graph."""
+        modules = self._model.modules()
+        dicts = (d for m in modules for d in (m._parameters, m._buffers, m._modules))
+        self._holders: list[dict[str, Any]] = [d for d in dicts if d]
+        self._held = list(chain.from_iterable(map(dict.values, self._holders)))
+        self._read = [*self._model.parameters(), *self._model.buffers(), *self._reads]
 
     def _due(self, sizes: Sizes) -> bool:
         self._seen[sizes] = self._seen.get(sizes, 0) + 1
@@ -343,8 +368,13 @@ def acting_graphs(
     made_for = (device, options, with_value)
     if present is not None and present.made_for == made_for:
         return present
+    own = weakref.proxy(policy)  # which keeps the graphs
+
+    def forward(forest: Forest) -> Scores:
+        return own.forward(forest, with_q=with_value)
+
     return ActingGraphs(
-        partial(policy.forward, with_q=with_value),
+        forward,
         policy.model,
         CudaCapture(device),
         reads=policy.heads.parameters() if with_value else (),

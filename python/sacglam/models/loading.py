@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import ConfigError, UnknownModelError
+from .device import use_device
 from .tiny import TINY
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -24,13 +26,6 @@ class LoraOptions:
     r: int = 16
     alpha: int = 32
     target_modules: Sequence[str] | None = None
-
-
-def use_device(device: torch.device | str) -> None:
-    """Make a GPU the current one: that is where Triton launches, wherever its arguments lie."""
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
 
 
 def load_language_model(
@@ -89,6 +84,8 @@ def load_language_model(
     elif lora is not None:
         model = add_lora(model, lora, critic_adapter)
     use_device(device)
+    if torch.device(device).type == "cuda":
+        gc.collect()  # an earlier model's weights: its layers refer to themselves (fused.override)
     model.to(device)
     model.eval()  # dropout stays off: scores must be the same function in every pass
     return model, tokenizer

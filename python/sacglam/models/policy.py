@@ -21,6 +21,7 @@ from ..text import PromptTemplate, TextCodec
 from . import saved
 from .base import save_base
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
+from .device import on_device
 from .forest import Forest, forest_from_packed
 from .graphs import ActingGraphs, acting_graphs, with_room
 from .heads import QHeads
@@ -144,6 +145,12 @@ class Policy:
         named.update({f"heads.{n}": p for n, p in self.heads.named_parameters()})
         return named
 
+    def release_graphs(self) -> None:
+        """Forget the CUDA graphs that it acts by, and give their memory back."""
+        for graphs in (self._graphs, self._value_graphs):
+            if graphs is not None:
+                graphs.release()
+
     # --- packed interface ---------------------------------------------------------------------
 
     def candidate_set(self, actions: Sequence[str]) -> CandidateSet:
@@ -222,6 +229,10 @@ class Policy:
         Raises:
             UnsupportedModelError: dropout was switched on again by `model.train()`.
         """
+        with on_device(self.device):
+            return self._forward(forest, with_q)
+
+    def _forward(self, forest: Forest, with_q: bool) -> Scores:
         self._refuse_dropout()
         separate = self.options.critic_trunk == "adapter"
         with self._adapter("default"):
@@ -267,7 +278,7 @@ class Policy:
         if not self.is_lora:
             raise ConfigError("the LLM prior needs LoRA: with full training no base model remains")
         try:
-            with torch.no_grad(), self.model.disable_adapter():
+            with on_device(self.device), torch.no_grad(), self.model.disable_adapter():
                 return self._policy_over(self.trunk.hidden(forest), forest)
         finally:
             self._unfreeze()

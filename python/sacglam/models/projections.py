@@ -63,7 +63,7 @@ def projection_of(module: nn.Module) -> Projection | None:
 def project(x: Tensor, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """What each module makes of x [R, D]: [R, N_i] each."""
     known = [projection_of(module) for module in modules]
-    if any(p is None for p in known):
+    if any(p is None for p in known) or torch.is_autocast_enabled(x.device.type):
         return tuple(module(x) for module in modules)
     return compute(x, [p for p in known if p is not None])
 

@@ -44,7 +44,7 @@ class GradientGraphs:
         self._policy, self._optimiser, self._capture = policy, optimiser, capture
         self._leaves, self._reads = leaves, list(reads)
         self._parameters = list(policy.trainable_parameters().values())
-        self._gradient = [torch.zeros_like(p) for p in self._parameters]
+        self._gradient: list[Tensor] = []  # as large as the parameters: made when it is needed
         self._graphs: dict[Hashable, Graphs] = {}
         self._used: dict[Hashable, list[bool]] = {}  # which parameters have a gradient
 
@@ -75,6 +75,8 @@ class GradientGraphs:
                 return self._computed(compute, key, forest, numbers)
 
             self._graphs[key] = self.graphs(call, len(numbers), Padding(self._leaves, rows))
+        if not self._gradient:
+            self._gradient = [torch.zeros_like(p) for p in self._parameters]
         before = [p.grad if add else None for p in self._parameters]
         self._optimiser.zero_grad()  # a recording computes, and would add to them
         report = self._graphs[key].run(forest, numbers)
@@ -104,9 +106,11 @@ class GradientGraphs:
         )  # fmt: skip
 
     def release(self) -> None:
-        """Forget all graphs, and keep no memory for others."""
+        """Forget all graphs, those of acting too, and keep no memory for others."""
+        self._policy.release_graphs()
         for graphs in self._graphs.values():
             graphs.release()
+        self._gradient = []
 
     def __len__(self) -> int:
         """Graphs recorded."""

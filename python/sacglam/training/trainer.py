@@ -23,7 +23,7 @@ from ..errors import (
     RunFolderError,
 )
 from ..files import write_json
-from ..models.loading import use_device
+from ..models.device import use_device
 from ..models.policy import Policy, load_saved_policy
 from ..models.tiny import TINY
 from . import checkpoint, evaluation, setup, signals
