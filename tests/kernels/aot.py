@@ -100,9 +100,10 @@ def _inspect(cubin: bytes) -> dict[str, int]:
 
 def _attention_case(
     dim: int, heads: int, kv_heads: int, prefix: int, bias: bool, some: bool = False,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.bfloat16, long_trees: bool = False,
 ) -> None:  # fmt: skip
     tokens = 300
+    attention._SKIP_TOKENS = 0 if long_trees else 1024
     end = torch.full((tokens,), tokens, dtype=torch.int32)
     start = torch.tensor([prefix, tokens], dtype=torch.int32)
     plan = plan_forest(end, start, prefix=prefix, pos=end)
@@ -178,10 +179,11 @@ CASES = {
         "Qwen2.5-0.5B layer": _HEADLINE["Qwen2.5-0.5B layer"],
         "float32, head dimension 64":
             lambda: _attention_case(64, 12, 12, 0, True, dtype=torch.float32),
+        # These take the most shared memory where long trees lie behind a shared prefix.
         "float32, head dimension 128":
-            lambda: _attention_case(128, 16, 8, 0, False, dtype=torch.float32),
+            lambda: _attention_case(128, 16, 8, 96, False, dtype=torch.float32, long_trees=True),
         "float32, head dimension 256":
-            lambda: _attention_case(256, 4, 1, 0, False, dtype=torch.float32),
+            lambda: _attention_case(256, 4, 1, 96, False, dtype=torch.float32, long_trees=True),
     },
 }  # fmt: skip
 

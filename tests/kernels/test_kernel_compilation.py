@@ -80,7 +80,7 @@ def test_tiles_of_gpus_with_less_shared_memory(arch):
     assert {r["kernel"] for r in records} >= _MATRIX
     assert all(r["shared"] <= 99 * _KIB for r in records)
     # In float32, heads of 256 have more sums than registers, whatever the tile.
-    limits = {"float32, head dimension 256": 130, "float32, head dimension 128": 4}
+    limits = {"float32, head dimension 256": 200, "float32, head dimension 128": 20}
     assert not [r for r in records if r["spills"] > limits.get(r["case"], 0)]
     of_16_bits = [r for r in records if r["kernel"] in _MATRIX and "float32" not in r["case"]]
     assert all(r["hmma"] for r in of_16_bits)  # tensor cores
