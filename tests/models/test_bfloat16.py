@@ -65,6 +65,19 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm().clamp(min=1e-6))
 
 
+@pytest.mark.parametrize("count", [100, 10_000])
+def test_an_embeddings_gradient_is_added_up_in_float32(count: int):
+    """256 + 1 is 256 in bfloat16."""
+    table = torch.nn.Embedding(3, 4, padding_idx=2, dtype=torch.bfloat16)
+    ids = torch.tensor([[1] * count + [0, 2]])
+    rows = bfloat16._embedding(table, ids)
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows[0, 0], table.weight[1].float())
+    rows.sum().backward()
+    want = torch.tensor([1.0, float(count), 0.0])[:, None].expand(3, 4)
+    assert torch.equal(table.weight.grad, want.bfloat16())
+
+
 @pytest.fixture
 def without_instructions(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: False)

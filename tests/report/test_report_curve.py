@@ -151,12 +151,23 @@ def test_final_evaluations_of_seeds_are_their_mean_and_range(
     assert len(finals(both, 12000)) == 2
 
 
+def test_an_evaluation_before_the_run_went_on_is_not_its_final_one(
+    make_run: MakeRun, evaluation: Any, figures: list[Figure], tmp_path: Path
+) -> None:
+    run = make_run("longer")
+    for at, there in ((12000, True), (6000, False)):
+        (run / "eval.json").write_text(json.dumps({**evaluation(), "env_steps": at}))
+        plot_runs([run], tmp_path / "out.png")
+        assert ("final evaluation, 95 % CI" in labels(figures[-1])) is there
+
+
 def test_what_does_not_change_the_learning_does_not_set_seeds_apart(
     make_run: MakeRun, figures: list[Figure], tmp_path: Path
 ) -> None:
     plain, other = make_run("s0", seed=0), make_run("s1", seed=1)
     with (other / "config.yaml").open("a") as config:
         config.write("checkpoint_minutes: 5\nkeep_checkpoints: 4\ndevice: cpu\n")
+        config.write("optim: {micro_batch: 8}\n")
     plot_runs([plain, other], tmp_path / "seeds.png")
     (figure,) = figures
     assert figure.axes[0].get_title(loc="left") == "playground/small, tiny-t5, 2 seeds"

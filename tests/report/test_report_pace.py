@@ -57,3 +57,19 @@ def test_missing_figures_are_made_of_what_there_is() -> None:
     assert pace.seconds is None
     pace.row({"env_steps": 200}, now=20.0)
     assert pace.seconds == pytest.approx(0.1)
+
+
+def test_a_lesson_of_ppo_counts_with_the_steps_that_it_is_of() -> None:
+    pace = Pace()
+    now, updates = 0.0, 0
+    for env_steps in range(16, 2560, 16):
+        now += 1.0
+        pace.step(env_steps, updates, now)
+        if env_steps % 640 == 0:  # a lesson of 40 updates, which takes as long as its rollout
+            for _ in range(40):
+                now, updates = now + 1.0, updates + 1
+                pace.step(env_steps, updates, now)
+        if env_steps >= 1280:
+            assert pace.seconds == pytest.approx(80 / 640)
+        else:
+            assert not updates or pace.seconds is None

@@ -111,10 +111,10 @@ def test_a_slow_run_says_every_minute_how_far_it_is(monkeypatch: pytest.MonkeyPa
         display.update({"env_steps": 160, "updates": 40, "wall_s": 200.0, "env_steps_per_s": 0.8})
     assert stream.getvalue().splitlines() == [
         "[1:00] evaluating the policy: 200/300 episodes",
-        # Since the first update 16 steps in 25 s, 64 in 85 s, 112 in 145 s.
-        "[2:03] 32/1000 steps (3 %, 25:12 left) | 6 updates",
-        "[3:03] 80/1000 steps (8 %, 20:22 left) | 18 updates",
-        "[4:03] 128/1000 steps (12 %, 18:49 left) | 30 updates",
+        # From an update after a step to one after a later step: 20 s for 16 steps.
+        "[2:03] 32/1000 steps (3 %, 20:10 left) | 6 updates",
+        "[3:03] 80/1000 steps (8 %, 19:10 left) | 18 updates",
+        "[4:03] 128/1000 steps (12 %, 18:10 left) | 30 updates",
         "[3:20] 160/1000 steps (16 %, 18:58 left) | success - | 0.8 steps/s, - updates/s "
         "| critic - | entropy -",
     ]

@@ -301,15 +301,38 @@ def test_an_error_of_an_environment_loses_nothing(quick_config: Any, algo: str, 
         def on_progress(self, env_steps: int, updates: int) -> None:
             Failing.armed = True
 
-    options = {"algo": algo, "ppo.rollout": 30, "eval.episodes": 1}
+    options = {"algo": algo, "ppo.rollout": 30, "eval.episodes": 1, "env.id": "own"}
+    whole = Trainer(quick_config("whole", **options), env=Failing).train()
     trainer = Trainer(quick_config("parts", **options), env=Failing, callbacks=[Arm()])
     with pytest.raises(OSError, match="the simulator is gone"):
         trainer.train()
     assert int(latest_checkpoint(trainer.out).name[5:]) == trainer.env_steps
     Failing.armed = False
     resumed = Trainer.resume(trainer.out, env=Failing).train()
-    assert resumed.env_steps == 400
-    assert len(_metrics(resumed.out)) == 4
+    assert _metrics(whole.out) == _metrics(resumed.out)
+
+
+@pytest.mark.parametrize("where", ["on_progress", "on_evaluation", "on_log", "on_checkpoint"])
+def test_an_error_of_a_callback_where_a_line_is_due_loses_no_line(quick_config: Any, where: str):
+    """At a step after which a line, an evaluation and a checkpoint are due, and no update."""
+    options = {
+        "learning_starts": 300, "eval.interval": 200, "eval.interval_episodes": 2,
+        "checkpoint_interval": 200,
+    }  # fmt: skip
+    whole = Trainer(quick_config("whole", **options)).train()
+
+    class Fail(Callback):
+        def _fail(self, *_: Any) -> None:
+            if trainer.env_steps == 200:
+                raise ConnectionError("the logging service is gone")
+
+    setattr(Fail, where, Fail._fail)
+    trainer = Trainer(quick_config("parts", **options), callbacks=[Fail()])
+    with pytest.raises(ConnectionError):
+        trainer.train()
+    resumed = Trainer.resume(trainer.out).train()
+    assert _metrics(whole.out) == _metrics(resumed.out)
+    assert [m["env_steps"] for m in _metrics(whole.out) if "eval" in m] == [200, 400]
 
 
 def test_two_trainers_in_one_folder_are_refused(quick_config: Any):

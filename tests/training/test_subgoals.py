@@ -111,6 +111,24 @@ def test_the_prompt_asks_for_the_subgoal_until_it_is_reached(quick_config: Any):
     assert plain == list(codec.prompt(episode.goal, episode.observation, [], episode.actions))
 
 
+def test_an_episodes_own_goal_is_no_subgoal(quick_config: Any):
+    trainer = Trainer(quick_config(**{"sac.subgoals": 1.0}))
+    collector: Any = trainer.algorithm.collector
+    collector.start()
+    first = collector._episodes[0]
+    for other in collector._episodes:
+        other.goal = "Grasp any animal"
+    collector.subgoals.note([first.goal])
+    collector.subgoals.assign(collector._episodes)
+    assert [e.subgoal for e in collector._episodes] == [""] * 4
+    first.goal = "Grasp any plant"
+    collector.subgoals.note([first.goal])
+    for _ in range(20):
+        collector.subgoals.assign(collector._episodes)
+        assert first.subgoal == "Grasp any animal"
+        assert {e.subgoal for e in collector._episodes[1:]} == {"Grasp any plant"}
+
+
 def test_nothing_is_drawn_without_known_goals(quick_config: Any):
     trainer = Trainer(quick_config(**{"sac.subgoals": 1.0}))
     collector: Any = trainer.algorithm.collector

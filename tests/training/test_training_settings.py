@@ -93,6 +93,74 @@ def test_during_the_warm_up_only_the_critic_learns(quick_config: Any):
     assert not all(name.startswith("heads.") for name in moved)
 
 
+def test_during_the_warm_up_the_temperature_stays(quick_config: Any):
+    common = {"sac.learn_alpha": True, "sac.alpha": 0.01, "log_interval": 1000}
+    warm, _, _ = _train(quick_config("warm", **{**common, "critic_warmup": 75}))
+    assert warm.algorithm.learner.alpha == pytest.approx(0.01)
+    both, _, _ = _train(quick_config("both", **{**common, "critic_warmup": 74}))
+    assert both.algorithm.learner.alpha != pytest.approx(0.01, rel=1e-6)
+
+
+class _Long:
+    """Episodes of 100 steps without a goal that is reached."""
+
+    vocabulary = ("place go stop reach end",)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.steps = 0
+        return "place", self._info()
+
+    def step(self, action: str) -> Any:
+        self.steps += 1
+        return "place", 0.0, False, self.steps == 100, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        return {"goal": "reach end", "possible_actions": ["go", "stop"], "achieved_goals": []}
+
+
+def _rates(trainer: Trainer, optimiser: Any) -> list[float]:
+    rates: list[float] = []
+    step = optimiser.step
+
+    def noted(updates: int, progress: float) -> None:
+        step(updates, progress)
+        rates.append(optimiser.adam.param_groups[0]["lr"])
+
+    optimiser.step = noted
+    trainer.train()
+    return rates
+
+
+FALLING = {"optim.lr": 1e-3, "optim.final_lr": 0.0, "optim.warmup_updates": 0, "eval.episodes": 1}
+
+
+def test_the_rate_and_beta_come_to_their_ends_where_the_first_episode_ends_late(quick_config: Any):
+    options = {**FALLING, "learning_starts": 0, "replay.sampling": "prioritised"}
+    trainer = Trainer(quick_config(**{**options, "total_steps": 800}), env=_Long)
+    betas: list[float] = []
+    learner: Any = trainer.algorithm.learner
+    sample = learner.buffer.sample
+
+    def sampled(count: int, *, beta: float) -> Any:
+        betas.append(beta)
+        return sample(count, beta=beta)
+
+    learner.buffer.sample = sampled
+    rates = _rates(trainer, learner.optimiser)
+    assert len(rates) == learner.updates < 0.6 * trainer.config.updates_due(800)
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[-1] < 0.02e-3
+    assert betas[0] == pytest.approx(0.4)
+    assert betas[-1] > 0.98
+
+
+def test_the_rate_of_ppo_falls_from_the_first_rollout_on(quick_config: Any):
+    options = {**FALLING, "algo": "ppo", "ppo.rollout": 10, "ppo.epochs": 1, "ppo.minibatch": 40}
+    trainer = Trainer(quick_config(**{**options, "total_steps": 160}))
+    rates = _rates(trainer, trainer.algorithm.optimiser)
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
 def test_learning_rates_warm_up_fall_and_differ_for_the_heads(quick_config: Any):
     config = quick_config(
         "rates",

@@ -66,7 +66,7 @@ def _layer_norm(self: Any, x: Tensor) -> Tensor:
 
 
 def _embedding(self: Any, x: Tensor) -> Tensor:
-    rows = F.embedding(x, self.weight, self.padding_idx).float()
+    rows = _Rows.apply(x, self.weight, self.padding_idx)
     scale = getattr(self, "embed_scale", None)  # Gemma's
     return rows if scale is None else rows * torch.as_tensor(scale).float()
 
@@ -86,6 +86,27 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
         part = rows[begin : begin + cpu.ROW_BLOCK]
         y[begin : begin + len(part)] = (cpu.narrow_rows(part) @ weight)[: len(part)]
     return y.view(*x.shape[:-1], weight.shape[1])
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of an embedding in float32, whose gradients are added up in float32: a bfloat16 sum no
+    longer grows once it is 256 times what is added, as a frequent token's is."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.table, ctx.padding = (weight.shape, weight.dtype), padding
+        return F.embedding(ids, weight, padding).float()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (ids,) = ctx.saved_tensors
+        shape, dtype = ctx.table
+        dw = grad.new_zeros(shape).index_add_(0, ids.flatten(), grad.flatten(0, -2))
+        if ctx.padding is not None:
+            dw[ctx.padding] = 0.0
+        return None, dw.to(dtype), None
 
 
 class _Linear(torch.autograd.Function):

@@ -111,7 +111,7 @@ def _evaluated(runs: Sequence[Run], family: str, key: str | None = None) -> list
     it."""
     found = []
     for run in runs:
-        source = run.evaluation if key is None else (run.evaluation or {}).get(key)
+        source = run.final if key is None else (run.evaluation or {}).get(key)
         if isinstance(source, Mapping):
             rate = rates(source.get("success")).get(family)
             if rate is not None:
@@ -296,7 +296,7 @@ def _final(runs: Sequence[Run], family: str) -> tuple[float, float, float, str] 
     values = [100 * rate for rate in found]
     if len(runs) > 1:
         return float(np.mean(values)), min(values), max(values), "mean and range"
-    episodes = family_episodes(runs[0].evaluation or {})[0].get(family)
+    episodes = family_episodes(runs[0].final or {})[0].get(family)
     low, high = (found[0], found[0]) if episodes is None else wilson_interval(found[0], episodes)
     return values[0], 100 * low, 100 * high, "95 % CI"
 

@@ -12,7 +12,7 @@ from .runs import Run
 # environment step teaches.
 _REPETITION_KEYS = {
     "seed", "out", "device", "threads", "total_steps", "log_interval", "checkpoint_interval",
-    "checkpoint_minutes", "keep_checkpoints", "env.processes",
+    "checkpoint_minutes", "keep_checkpoints", "env.processes", "optim.micro_batch",
 }  # fmt: skip
 
 

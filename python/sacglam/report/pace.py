@@ -22,6 +22,7 @@ class Pace:
         self._row_at = 0.0
         self._began = False  # whether there was an update
         self._since: tuple[float, int] | None = None  # counted from that time and step
+        self._updated = (0, -1)  # updates, and the step after which they were counted last
         self._counted: float | None = None
 
     @property
@@ -52,8 +53,11 @@ class Pace:
         self._began = True
         if self._since is None:
             self._since = (now, env_steps)
-        elif env_steps > self._since[1]:
+        elif updates > self._updated[0] and env_steps > max(self._since[1], self._updated[1]):
+            # At the first update after a step: from there to there a lesson of PPO counts whole.
+            self._updated = (updates, env_steps)
             self._counted = (now - self._since[0]) / (env_steps - self._since[1])
+        self._updated = (updates, self._updated[1])
 
     def pause(self) -> None:
         """Something else takes time now: count anew after it."""

@@ -22,6 +22,13 @@ class Run:
     evaluation: dict[str, Any] | None  # eval.json, when the run has been evaluated
     damaged_lines: int  # lines of metrics.jsonl that could not be read
 
+    @property
+    def final(self) -> dict[str, Any] | None:
+        """The evaluation, unless the run went on after it."""
+        known = self.evaluation or {}
+        at = number(known.get("env_steps"))
+        return None if at is not None and at < self.metrics[-1]["env_steps"] else known or None
+
     def families(self) -> list[str]:
         """Every goal family with a success rate, in order of first appearance."""
         seen: dict[str, None] = {}

@@ -35,6 +35,7 @@ class Collector:
         self._options = dict(reset_options or {})
         self._episodes: list[Episode] = []
         self.whole = True  # not in the midst of noting a step: it can be saved
+        self.ended: list[EpisodeResult] | None = None  # by the last step, once it is noted
 
     def start(self) -> None:
         """Begin the first episode in every environment."""
@@ -44,6 +45,7 @@ class Collector:
 
     def step(self) -> list[EpisodeResult]:
         """One step in every environment; returns the episodes that it finished."""
+        self.ended = None
         return self.apply(dict(enumerate(self._choose())))
 
     def _choose(self) -> list[int]:
@@ -87,10 +89,10 @@ class Collector:
             if step.terminated or step.truncated:
                 finished[i] = episode.result(step.terminated)
                 self._episodes[i] = self._numbered(i, episode.number + 1)
-        self.whole = True  # should an environment fail to begin
+        self.whole, self.ended = True, [*finished.values()]  # should an environment fail to begin
         for i in finished:
             self._begin(i)
-        return [*finished.values()]
+        return self.ended
 
     # --- resuming -----------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ class Learner:
         self.parameters = policy.trainable_parameters()
         self.target = TargetParameters(self.parameters)
         self.updates = 0
+        self.missed = 0  # updates that were due before there was anything to learn from
         self.optimiser = Optimiser(self.parameters, config)
         self.objective = SacObjective(policy, self.target, self.optimiser, config)
         self._graphs: SacGraphs | None = None
@@ -59,7 +60,7 @@ class Learner:
             DivergedError: a loss or the gradient is not finite; the parameters stay as they were.
         """
         config, device = self.config, self.policy.device
-        progress = self.updates / max(1, config.updates_due(config.total_steps))
+        progress = self.updates / max(1, config.updates_due(config.total_steps) - self.missed)
         # Importance weights: their exponent rises linearly, to 1 at the end (Schaul et al. 2016).
         beta = config.replay.priority_beta
         beta += (1.0 - beta) * min(1.0, progress)
@@ -77,7 +78,7 @@ class Learner:
             self.buffer.update_priorities(batch.key, td_error.float().numpy())
         self.optimiser.step(self.updates, progress)
         self.target.update(config.sac.target_rate)
-        if config.sac.learn_alpha:
+        if config.sac.learn_alpha and self.updates >= config.critic_warmup:
             sets = self.texts.policy_sets(batch.candidates)
             self.alpha_optimizer.zero_grad(set_to_none=True)
             sac.temperature_loss(

@@ -71,6 +71,7 @@ class PpoAlgorithm:
             self._lesson = Lesson(self.collector.take(options.gamma, options.gae_lambda))
             self._rollouts += 1
         lesson = self._lesson
+        before = env_steps - options.rollout * self.config.env.num_envs
         # Seeded by their number alone, so that nothing has to be saved.
         rng = np.random.default_rng(derive(self.config.seed, MINIBATCHES, self._rollouts - 1))
         self._graphs = ppo_graphs(self.objective, self._graphs)
@@ -87,7 +88,7 @@ class PpoAlgorithm:
                 normalise=options.normalise,
                 device=packed_on,
             ):
-                metrics = self._update(parts, env_steps / self.config.total_steps)
+                metrics = self._update(parts, before / self.config.total_steps)
                 lesson.divergence.append(metrics["kl"])
                 yield metrics
             if options.target_kl is not None and np.mean(lesson.divergence) > options.target_kl:

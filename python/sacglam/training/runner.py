@@ -164,16 +164,21 @@ def evaluate_run(
     envs.close()
     setup.close(probe)
     name = "eval.json" if wanted == config.env.split else f"eval-{wanted}.json"
-    previous = folder / name
-    if previous.is_file():
-        untrained = json.loads(previous.read_text()).get("untrained")
-        if untrained is not None:
-            result["untrained"] = untrained
+    untrained = _untrained(folder / name)
+    if untrained is None and wanted == config.env.split:
+        untrained = _untrained(folder / "baselines.json")  # of a run that was stopped
+    if untrained is not None:
+        result["untrained"] = untrained
     try:
-        write_json(previous, result)
+        write_json(folder / name, result)
     except OSError as error:  # somebody else's run
         warnings.warn(f"the result is not saved: {error}", RuntimeWarning, stacklevel=2)
     return result
+
+
+def _untrained(file: Path) -> dict[str, Any] | None:
+    """How the untrained policy did, if a file knows it."""
+    return json.loads(file.read_text()).get("untrained") if file.is_file() else None
 
 
 def refuse_out_of_range(episodes: int | None, seed: int | None) -> None:

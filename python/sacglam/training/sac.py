@@ -52,7 +52,6 @@ class SacAlgorithm:
         )
         self.texts = ReplayTexts(policy, self.buffer)
         self.learner = Learner(policy, self.buffer, self.texts, config)
-        self._missed = 0  # updates that were due before the first episode had ended
         share = config.sac.subgoals
         self.subgoals = Subgoals(policy, share, noise) if share else None
         self.collector = ReplayCollector(
@@ -74,12 +73,12 @@ class SacAlgorithm:
 
     def learn(self, env_steps: int) -> Iterator[dict[str, float]]:
         if not len(self.buffer):  # what there is nothing to learn from is not made up for later
-            self._missed = self.config.updates_due(env_steps)
+            self.learner.missed = self.config.updates_due(env_steps)
         while self.behind(env_steps):
             yield self.learner.update()
 
     def behind(self, env_steps: int) -> bool:
-        due = self.config.updates_due(env_steps) - self._missed
+        due = self.config.updates_due(env_steps) - self.learner.missed
         return len(self.buffer) > 0 and self.updates < due
 
     def save(self, writer: checkpoint.CheckpointWriter) -> dict[str, Any]:
@@ -93,7 +92,7 @@ class SacAlgorithm:
         self.buffer.save(str(writer.folder / "replay.bin"))
         return {
             "updates": learner.updates,
-            "missed_updates": self._missed,
+            "missed_updates": self.learner.missed,
             "achieved_goals": self.subgoals.known if self.subgoals is not None else [],
         }
 
@@ -108,7 +107,7 @@ class SacAlgorithm:
         checkpoint.restore_optimizer(learner.alpha_optimizer, alpha)
         learner.optimiser.load_state_dict(body)
         learner.updates = state["updates"]
-        self._missed = state.get("missed_updates", 0)
+        self.learner.missed = state.get("missed_updates", 0)
         self.buffer.load(str(folder / "replay.bin"))
         self.texts.forget()  # ids may be others now
         if self.subgoals is not None:

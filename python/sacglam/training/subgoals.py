@@ -51,22 +51,23 @@ class Subgoals:
         begun = [e for e in episodes if not e.history]
         if not begun or not self._known:
             return
-        drawn = torch.rand(len(begun), generator=self._generator)
-        begun = [e for e, u in zip(begun, drawn.tolist(), strict=True) if u < self._share]
-        if not begun:
+        uniform = torch.rand(len(begun), generator=self._generator)
+        begun = [e for e, u in zip(begun, uniform.tolist(), strict=True) if u < self._share]
+        drawn = [(e, self._others(e.goal)) for e in begun]
+        some = [(e, goals) for e, goals in drawn if goals]
+        if not some:
             return
-        goals = [self._some_known() for _ in begun]
-        values = self._values(
-            [replace(e, goal=goal) for e, some in zip(begun, goals, strict=True) for goal in some]
-        )
-        for episode, some, value in zip(begun, goals, values.view(len(begun), -1), strict=True):
+        values = self._values([replace(e, goal=goal) for e, goals in some for goal in goals])
+        each = values.split([len(goals) for _, goals in some])
+        for (episode, goals), value in zip(some, each, strict=True):
             chosen = torch.multinomial(preference(value), 1, generator=self._generator)
-            episode.subgoal = some[int(chosen)]
+            episode.subgoal = goals[int(chosen)]
 
-    def _some_known(self) -> list[str]:
+    def _others(self, own: str) -> list[str]:
+        """Some of the known goals, without the episode's own."""
         known = self.known
-        order = torch.randperm(len(known), generator=self._generator)
-        return [known[k] for k in order[:MOST].tolist()]
+        order = torch.randperm(len(known), generator=self._generator)[: MOST + 1]
+        return [known[k] for k in order.tolist() if known[k] != own][:MOST]
 
     def _values(self, episodes: Sequence[Episode]) -> Tensor:
         """Expected Q under the policy, float [B] on the CPU."""

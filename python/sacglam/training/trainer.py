@@ -116,6 +116,7 @@ class Trainer:
         )
         self.meter = Meter()
         self.env_steps = 0
+        self._handled = 0  # the step after which all was done that was due then
         self.clock = Clock()
         self._stop = False
         self._updating = False
@@ -238,7 +239,7 @@ class Trainer:
         self.clock.start()
         try:
             while self._goes_on and not self._stop:
-                if not self._behind:
+                if self._handled == self.env_steps and not self._behind:
                     self._collect()
                 self._learn()
                 if self._behind:  # told to stop; the rest is done when the run goes on
@@ -252,6 +253,7 @@ class Trainer:
                     if self.policy.device.type == "cpu":  # elsewhere its threads compute little
                         contention.look(torch.get_num_threads())
                     since = now
+                self._handled = self.env_steps
                 waited = 0 < config.checkpoint_minutes * 60 < time.monotonic() - self._saved_s
                 if waited or _crossed(before, self.env_steps, config.checkpoint_interval):
                     self.save()
@@ -272,8 +274,8 @@ class Trainer:
             self.save()
 
     @property
-    def _position(self) -> tuple[int, int]:
-        return self.env_steps, self.algorithm.updates
+    def _position(self) -> tuple[int, int, int]:
+        return self.env_steps, self.algorithm.updates, self._handled
 
     @property
     def _behind(self) -> bool:
@@ -282,14 +284,25 @@ class Trainer:
 
     @property
     def _goes_on(self) -> bool:
-        return self.env_steps < self.config.total_steps or self._behind
+        left = self._behind or self._handled != self.env_steps
+        return left or self.env_steps < self.config.total_steps
 
     def _collect(self) -> None:
         """One step in every environment."""
-        results = self.algorithm.collector.step()
-        self.env_steps += self.config.env.num_envs
-        for result in results:
-            self.meter.episode(result)
+        collector, noise = self.algorithm.collector, self._noise.get_state()
+        try:
+            collector.step()
+        except Exception:
+            if collector.ended is None:  # no step was made: others will be drawn as these were
+                self._noise.set_state(noise)
+            raise
+        finally:
+            results = collector.ended
+            if results is not None:  # also where a new episode then failed to begin
+                self.env_steps += self.config.env.num_envs
+                for result in results:
+                    self.meter.episode(result)
+        assert results is not None
         for result in results:
             for callback in self.callbacks:
                 callback.on_episode(result)
@@ -310,6 +323,10 @@ class Trainer:
     def _log(self, writer: MetricsWriter, rates: tuple[float, float], evaluates: bool) -> None:
         """One line of metrics, with an evaluation or without; `rates` are environment steps and
         updates per second."""
+        found = None
+        if evaluates:
+            with self.clock.paused(), suppress(_Stopped):  # then this line has no evaluation
+                found = self.evaluate(self.config.eval.interval_episodes)
         metrics: dict[str, Any] = {
             "env_steps": self.env_steps,
             "updates": self.algorithm.updates,
@@ -318,10 +335,10 @@ class Trainer:
             "env_steps_per_s": round(rates[0], 2),
             "updates_per_s": round(rates[1], 3),
         }
-        if evaluates:
-            with self.clock.paused(), suppress(_Stopped):  # then this line has no evaluation
-                metrics["eval"] = self.evaluate(self.config.eval.interval_episodes)
+        if found is not None:
+            metrics["eval"] = found
         writer.write(metrics)
+        self._handled = self.env_steps
         for callback in self.callbacks:
             callback.on_log(metrics)
 
@@ -391,6 +408,7 @@ class Trainer:
             folder = writer.commit(
                 {
                     "env_steps": self.env_steps,
+                    "handled": self._handled,
                     "wall_s": self.clock.wall_s,
                     "cpu_s": self.clock.cpu_s,
                     "acting_generator": self._noise.get_state().tolist(),
@@ -413,6 +431,7 @@ class Trainer:
                 self.algorithm.restore(folder, state)
                 self.meter.restore(state["meter"])
                 self.env_steps = state["env_steps"]
+                self._handled = state.get("handled", self.env_steps)
                 self.clock.add(state["wall_s"], state["cpu_s"])
                 self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
             except torch.OutOfMemoryError:
