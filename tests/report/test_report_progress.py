@@ -115,7 +115,7 @@ def test_a_slow_run_says_every_minute_how_far_it_is(monkeypatch: pytest.MonkeyPa
         "[2:03] 32/1000 steps (3 %, 20:10 left) | 6 updates",
         "[3:03] 80/1000 steps (8 %, 19:10 left) | 18 updates",
         "[4:03] 128/1000 steps (12 %, 18:10 left) | 30 updates",
-        "[3:20] 160/1000 steps (16 %, 18:58 left) | success - | 0.8 steps/s, - updates/s "
+        "[3:20] 160/1000 steps (16 %, 17:30 left) | success - | 0.8 steps/s, - updates/s "
         "| critic - | entropy -",
     ]
 
