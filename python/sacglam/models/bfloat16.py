@@ -81,11 +81,12 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     if not cpu.multiplies_bfloat16():
         return x @ weight.float()
     rows = x.reshape(-1, x.shape[-1])
-    y = rows.new_empty(len(rows), weight.shape[1])
+    whole = x.new_empty(*x.shape[:-1], weight.shape[1])  # a view could not be changed in place
+    y = whole.view(-1, weight.shape[1])
     for begin in range(0, len(rows), cpu.ROW_BLOCK):
         part = rows[begin : begin + cpu.ROW_BLOCK]
         y[begin : begin + len(part)] = (cpu.narrow_rows(part) @ weight)[: len(part)]
-    return y.view(*x.shape[:-1], weight.shape[1])
+    return whole
 
 
 class _Rows(torch.autograd.Function):

@@ -46,18 +46,56 @@ def fuse(model: Any) -> None:
             override(module, _adapted_linear)
     if model.config.model_type in LLAMA_LIKE:
         layers = model.base_model.layers
-        if all(_activation(layer.mlp.act_fn) for layer in layers):
-            for layer in layers:
+        for layer in layers:
+            if _is_stock(*_llama_parts(layer)) and _activation(layer.mlp.act_fn):
                 override(layer, _llama_layer)
-            layers[-1].sacglam_last = True
+                layer.sacglam_last = layer is layers[-1]
     elif model.config.model_type == "t5":
         for module in model.modules():
             if type(module).__name__ == "T5LayerNorm":
                 override(module, _t5_norm)
             elif type(module).__name__ == "T5DenseGatedActDense" and _activation(module.act):
                 override(module, _t5_gated)
-            elif type(module).__name__ == "T5Block":
+            elif type(module).__name__ == "T5Block" and _is_stock(*_t5_parts(module)):
                 override(module, _t5_block)
+
+
+def unfuse(model: Any) -> None:
+    """Give modules their own forward methods back."""
+    for module in model.modules():
+        own = module.__dict__.pop("sacglam_original", None)
+        if own is not None:
+            del module.forward
+            if getattr(own, "__func__", None) is not type(module).forward:  # another's override
+                module.forward = own
+
+
+def _is_stock(*parts: Any) -> bool:
+    """Whether these modules compute what transformers has written: what peft or a user has put in
+    their place computes something else, and hooks do."""
+    return all(
+        type(part).__module__.startswith("transformers.")
+        and not part._forward_hooks
+        and not part._forward_pre_hooks
+        and ("forward" not in vars(part) or "sacglam_original" in vars(part))
+        for part in parts
+    )
+
+
+def _llama_parts(layer: Any) -> list[nn.Module]:
+    own = layer.self_attn
+    norms = [getattr(own, name) for name in ("q_norm", "k_norm") if hasattr(own, name)]
+    return [layer, own, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm, *norms]
+
+
+def _t5_parts(block: Any) -> list[nn.Module]:
+    attentions = [
+        getattr(layer, name)
+        for layer in block.layer
+        for name in ("SelfAttention", "EncDecAttention", "DenseReluDense")
+        if hasattr(layer, name)
+    ]
+    return [block, *block.layer, *(layer.layer_norm for layer in block.layer), *attentions]
 
 
 def override(module: nn.Module, forward: Any) -> None:
@@ -74,7 +112,8 @@ def _serves(x: Tensor) -> bool:
 
 
 def _activation(function: nn.Module) -> Activation | None:
-    return _ACTIVATIONS.get(type(function).__name__)
+    own = type(function).__module__.startswith(("transformers.", "torch."))
+    return _ACTIVATIONS.get(type(function).__name__) if own else None
 
 
 def _norm(module: Any, x: Tensor, add: Tensor | None = None) -> tuple[Tensor, Tensor]:

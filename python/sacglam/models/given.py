@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from .base import base_of
 from .loading import DTYPES, LoraOptions, add_lora, train_all_adapters
+from .trunk import refuse_unsupported
+
+# peft's ways to begin an adapter that take its part out of the base.
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+def refuse_changed_base(adapters: Mapping[str, Any]) -> None:
+    """Raise ConfigError where switching adapters off does not give the frozen model."""
+    for name, config in adapters.items():
+        bias = getattr(config, "bias", "none")
+        start = str(getattr(config, "init_lora_weights", True))
+        if bias != "none" or start.startswith(CHANGE_THE_BASE):
+            raise ConfigError(
+                f"sac.prior needs the frozen model itself, which the adapter {name!r} changes "
+                f"(bias={bias!r}, init_lora_weights={start!r}): give an adapter without"
+            )
 
 
 def own_dtype(model: Any) -> str:
@@ -67,6 +85,7 @@ def prepare(
     Raises:
         ConfigError: adapters cannot be added, or those that it has cannot be used.
     """
+    refuse_unsupported(base_of(model).config)  # before peft asks for modules of an unknown type
     if dtype != str(next(model.parameters()).dtype).removeprefix("torch."):
         for name, parameter in model.named_parameters():  # buffers keep their precision
             narrow = DTYPES[dtype]
@@ -75,6 +94,7 @@ def prepare(
     if own_lora(model, None) is not None:
         if critic_adapter and "critic" not in model.peft_config:
             model.add_adapter("critic", model.peft_config["default"])
+        model.base_model.enable_adapter_layers()  # they may have been switched off
         model.set_adapter("default")
         train_all_adapters(model)
     elif lora is not None:

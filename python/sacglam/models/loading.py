@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..errors import ConfigError, UnknownModelError
+from ..errors import ConfigError, UnknownModelError, UnsupportedModelError
 from .device import use_device
 from .tiny import TINY
+from .trunk import refuse_unsupported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -66,13 +67,24 @@ def load_language_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name, **options)
+        refuse_unsupported(config)  # before the weights are read
         tokenizer = _load_tokenizer(tokenizer_folder or name, options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model: Any = kind.from_pretrained(
-            name, dtype=DTYPES[dtype], use_safetensors=True, **options
+        model: Any
+        model, loaded = kind.from_pretrained(
+            name, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
         )
+    except UnsupportedModelError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UnknownModelError(_unknown_model(str(name), error)) from error
+    if loaded["missing_keys"]:
+        missing = sorted(loaded["missing_keys"])
+        raise UnknownModelError(
+            f"the weights of {str(name)!r} lack {', '.join(missing[:3])}"
+            f"{' and others' if missing[3:] else ''}: they would be random (was it saved without "
+            "its language-model head?)"
+        )
     if adapter is not None:
         from peft import PeftModel
 

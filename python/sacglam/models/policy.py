@@ -23,6 +23,7 @@ from .base import save_base
 from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
 from .device import on_device
 from .forest import Forest, forest_from_packed
+from .given import refuse_changed_base
 from .graphs import ActingGraphs, acting_graphs, with_room
 from .heads import QHeads
 from .scoring import Scores, candidate_policy, values_over
@@ -106,6 +107,7 @@ class Policy:
         self.heads = QHeads(self.trunk.hidden_size, self.options.q_layers, self.options.q_heads)
         self.heads.to(device=self.device, dtype=torch.promote_types(self.dtype, torch.float32))
         self.packer = ForestPacker(self.trunk.decoder_start)
+        self._refuse_unknown_tokens()
         # Not of `self`: what refers to itself is freed late, and a model is large.
         self._remembered_sets = lru_cache(REMEMBERED_SETS)(partial(_make_set, self.codec))
         self.reencodes = self.options.critic == "reencode" and self.trunk.encoder_decoder
@@ -277,6 +279,7 @@ class Policy:
         """The frozen base model's own distribution over the candidates (adapters off)."""
         if not self.is_lora:
             raise ConfigError("the LLM prior needs LoRA: with full training no base model remains")
+        refuse_changed_base(self.model.peft_config)
         try:
             with on_device(self.device), torch.no_grad(), self.model.disable_adapter():
                 return self._policy_over(self.trunk.hidden(forest), forest)
@@ -296,6 +299,14 @@ class Policy:
             normalise=self.options.score == "logprob",
             mean=self.options.reduce == "mean",
         )
+
+    def _refuse_unknown_tokens(self) -> None:
+        known, needed = self.model.get_input_embeddings().weight.shape[0], len(self.tokenizer)
+        if needed > known:
+            raise ConfigError(
+                f"the tokenizer has {needed} tokens and the model's embedding {known}: call "
+                f"model.resize_token_embeddings({needed}), or give the model's own tokenizer"
+            )
 
     def _refuse_dropout(self) -> None:
         """Scores and their gradients would belong to different functions in every pass."""
@@ -425,6 +436,11 @@ class Policy:
                 f"{len(prompts)} prompts and {len(candidates)} candidate lists: give one list for "
                 "each prompt, and at least one prompt"
             )
+        for actions in candidates:
+            if isinstance(actions, str):
+                raise CandidateError(
+                    f"the candidates of a prompt are {actions!r}, one text: give a list of texts"
+                )
         action = self.codec.template.action
         self.codec.prepare([*prompts, *(action(a) for c in candidates for a in c)])
         ids = [self.codec.text(prompt) for prompt in prompts]
@@ -474,15 +490,20 @@ def _make_set(codec: TextCodec, actions: tuple[str, ...]) -> CandidateSet:
         ) from error
 
 
-def load_saved_policy(folder: str | Path, *, device: torch.device | str = "cpu") -> Policy:
-    """A policy written by `Policy.save`.
+def load_saved_policy(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+) -> Policy:
+    """A policy written by `Policy.save`. trust_remote_code: as for `load_policy`.
 
     Raises:
         CheckpointError: the folder is not a saved policy, or is damaged.
     """
     folder = Path(folder)
     with saved.complete(folder):
-        found = saved.read(folder, device)
+        found = saved.read(folder, device, trust_remote_code=trust_remote_code)
         options = {**found.options, "q_layers": tuple(found.options["q_layers"])}
         policy = Policy(
             found.model,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .base import save_base, without_progress_bars
+from .base import base_of, save_base, without_progress_bars
 from .loading import load_language_model
 
 FORMAT = 1
@@ -53,10 +53,13 @@ def write(folder: Path, saved: Saved, *, lora: bool, base: Path | None = None) -
             config.base_model_name_or_path = str(base)
     with without_progress_bars():
         saved.model.save_pretrained(folder / ("adapter" if lora else "model"))
-    if own:
+    if lora:
         for file in (folder / "adapter").rglob("adapter_config.json"):
             found = json.loads(file.read_text())
-            found["base_model_name_or_path"] = os.path.relpath(base, file.parent)
+            if own:
+                found["base_model_name_or_path"] = os.path.relpath(base, file.parent)
+            # PiSSA's, OLoRA's and the like change the base, which is what it is by now.
+            found["init_lora_weights"] = True
             file.write_text(json.dumps(found, indent=2) + "\n")
     saved.tokenizer.save_pretrained(folder / "tokenizer")
     heads = {name: p.detach().cpu().contiguous() for name, p in saved.heads.items()}
@@ -70,16 +73,25 @@ def write(folder: Path, saved: Saved, *, lora: bool, base: Path | None = None) -
         "options": saved.options,
         "template": saved.template,
         "dtype": str(dtype).removeprefix("torch."),
+        "remote_code": type(base_of(saved.model)).__module__.startswith("transformers_modules."),
     }
     (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def read(folder: Path, device: torch.device | str) -> Saved:
-    """What `write` wrote. Inside `complete`, which says what is wrong with it."""
+def read(folder: Path, device: torch.device | str, *, trust_remote_code: bool = False) -> Saved:
+    """What `write` wrote. Inside `complete`, which says what is wrong with it.
+
+    trust_remote_code: run the code that came with the base model, if the policy was made with it.
+    """
     description = json.loads((folder / "policy.json").read_text())
     if description["format"] != FORMAT:
         raise CheckpointError(
             f"{folder} has policy format {description['format']}; this version reads {FORMAT}"
+        )
+    if description.get("remote_code") and not trust_remote_code:
+        raise CheckpointError(
+            f"{folder} was made with code of the model's repository, and is another model without: "
+            "if you trust it, load it with trust_remote_code=True"
         )
     lora = description["lora"]
     base = description["base_model"]
@@ -91,6 +103,7 @@ def read(folder: Path, device: torch.device | str) -> Saved:
         dtype=description["dtype"],
         device=device,
         tokenizer_folder=folder / "tokenizer",
+        trust_remote_code=trust_remote_code,
     )
     return Saved(
         model=model,

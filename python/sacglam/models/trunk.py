@@ -36,16 +36,19 @@ class Trunk:
             raise ConfigError(f"model.attn is {attn!r}; choose one of {sorted(ATTENTION)}")
         self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config: Any = self.base.config
-        _refuse_unsupported(self.config)
+        refuse_unsupported(self.config)
+        _refuse_head(self.base)
+        _refuse_prompt_learning(model)
         attention.register()
         _set_attention(self.base, ATTENTION[attn])
+        fused.unfuse(self.base)  # it may have been given to a policy before
         if attn == "fast":
             fused.fuse(self.base)
             bfloat16.keep_rows_float32(self.base)
 
     @property
     def hidden_size(self) -> int:
-        return int(self.base.get_input_embeddings().embedding_dim)
+        return int(self.config.hidden_size)
 
     @property
     def head_weight(self) -> Tensor:
@@ -65,6 +68,9 @@ class Trunk:
     @property
     def max_length(self) -> int | None:
         """The longest prompt with a candidate that the model accepts; None: no limit."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":  # other frequencies for the whole batch beyond it
+            return int(rope["original_max_position_embeddings"])
         for name in ("max_position_embeddings", "n_positions"):
             value = getattr(self.config, name, None)
             if isinstance(value, int):
@@ -94,6 +100,7 @@ class CausalTrunk(Trunk):
             input_ids=forest.ids[None],
             position_ids=forest.pos[None],
             use_cache=False,
+            return_dict=True,
             plan=forest.plan,
             read_plan=forest.read_plan,
         )
@@ -114,7 +121,10 @@ class EncoderDecoderTrunk(Trunk):
 
     @property
     def decoder_start(self) -> int:
-        return int(self.config.decoder_start_token_id)
+        start = self.config.decoder_start_token_id
+        if start is None:
+            raise ConfigError("the model's config has no decoder_start_token_id: set it (T5: 0)")
+        return int(start)
 
     @property
     def max_length(self) -> int | None:
@@ -123,12 +133,13 @@ class EncoderDecoderTrunk(Trunk):
     def hidden(self, forest: Forest) -> Tensor:
         assert forest.encoder_ids is not None
         encoded = self.base.encoder(
-            input_ids=forest.encoder_ids[None], plan=forest.encoder_plan
+            input_ids=forest.encoder_ids[None], return_dict=True, plan=forest.encoder_plan
         ).last_hidden_state
         out = self.base.decoder(
             input_ids=forest.ids[None],
             encoder_hidden_states=encoded,
             use_cache=False,
+            return_dict=True,
             plan=forest.plan,
             cross_plan=forest.cross_plan,
         )
@@ -167,9 +178,13 @@ def _set_attention(model: Any, name: str) -> None:
             "take another attention function, which packed scoring needs: "
             "pip install 'transformers>=5.15,<6'"
         )
+    for module in model.modules():  # copies of layers have copies of the configuration
+        config: Any = getattr(module, "config", None)
+        if config is not model.config and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = name
 
 
-def _refuse_unsupported(config: Any) -> None:
+def refuse_unsupported(config: Any) -> None:
     kind = config.model_type
     known = ENCODER_DECODER if config.is_encoder_decoder else CAUSAL
     if kind not in known:
@@ -188,8 +203,39 @@ def _refuse_unsupported(config: Any) -> None:
     for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise UnsupportedModelError(f"this model sets {name}, unknown to packed scoring")
+    if not getattr(config, "is_causal", True):
+        raise UnsupportedModelError(f"this {kind} model attends in both directions (is_causal)")
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise UnsupportedModelError("scale_attn_by_inverse_layer_idx is not supported")
+
+
+def _refuse_head(model: Any) -> None:
+    """Scores are taken from the head's weight alone."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
+    head = getattr(head, "original_module", head)  # of peft's modules_to_save
+    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    if not plain or head.bias is not None or head._forward_hooks or head._forward_pre_hooks:
+        raise UnsupportedModelError(
+            f"the language-model head is more than a matrix ({type(head).__name__}: an adapter, a "
+            "bias or a hook), which packed scoring does not know; leave the head out of "
+            "lora.target_modules, or train it whole (modules_to_save)"
+        )
+
+
+def _refuse_prompt_learning(model: Any) -> None:
+    for name, config in (getattr(model, "peft_config", None) or {}).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise UnsupportedModelError(
+                f"the adapter {name!r} ({config.peft_type}) adds virtual tokens, which packed "
+                "scoring leaves out; use LoRA"
+            )
+
+
+def _packed(module: Any) -> bool:
+    """Whether attention is ours still: `model.set_attn_implementation` may have taken another."""
+    return module.config._attn_implementation in ATTENTION.values()
 
 
 def _patch_t5(model: Any) -> None:
@@ -201,19 +247,23 @@ def _patch_t5(model: Any) -> None:
     it returns an empty tensor.
     """
 
-    def table(self: Any, *_: Any, **__: Any) -> Tensor:
-        weight = self.relative_attention_bias.weight
+    def table(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if not _packed(self):
+            return type(self).compute_bias(self, *args, **kwargs)
+        embedding = self.relative_attention_bias
         radius = self.relative_attention_max_distance
         bucket = self._relative_position_bucket(
-            torch.arange(radius, -radius - 1, -1, device=weight.device),  # key minus query
+            # key minus query
+            torch.arange(radius, -radius - 1, -1, device=embedding.weight.device),
             bidirectional=not self.is_decoder,
             num_buckets=self.relative_attention_num_buckets,
             max_distance=radius,
         )
-        return weight[bucket].t()
+        return embedding(bucket).t()
 
-    def empty(self: Any, *_: Any, **__: Any) -> Tensor:
-        return self.q.weight.new_empty(0)
+    def empty(self: Any, queries: int = 0, keys: int = 0, *_: Any, **__: Any) -> Tensor:
+        shape = (0,) if _packed(self) else (1, self.n_heads, queries, keys)
+        return self.q.weight.new_zeros(shape)
 
     for stack in (model.encoder, model.decoder):
         for block in stack.block:

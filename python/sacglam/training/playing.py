@@ -48,7 +48,11 @@ def play_episodes(
     console = console or Console()
     refuse_out_of_range(episodes, seed)
     config = load_run_config(folder)
-    policy = load_policy(folder, device=setup.computing(config, device, threads))
+    policy = load_policy(
+        folder,
+        device=setup.computing(config, device, threads),
+        trust_remote_code=config.model.trust_remote_code,
+    )
     greedy = config.eval.greedy if greedy is None else greedy
     seed = config.seed if seed is None else seed
     envs = setup.make_envs(config, env, count=1)

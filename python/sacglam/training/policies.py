@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..models.base import anywhere
 from ..models.loading import LoraOptions, load_language_model
 from ..models.policy import Policy, PolicyOptions, load_saved_policy
 from ..text import PromptTemplate
@@ -28,25 +30,26 @@ def load_policy(
         path_or_id: a run's folder (its newest checkpoint), a checkpoint's `policy` folder, or a
             model's folder or hub id (its Q heads are then untrained).
         device: where to put it.
-        dtype, lora_r, template, options, trust_remote_code: for a language model only; a saved
-            policy has its own.
+        dtype, lora_r, template, options: for a language model only; a saved policy has its own.
+        trust_remote_code: run code that comes with the model; off unless the user says so.
 
     Raises:
         CheckpointError: the run has no complete checkpoint, or it is damaged.
         UnknownModelError: nothing is found under that name.
     """
     folder = Path(path_or_id)
+    how: Any = {"device": device, "trust_remote_code": trust_remote_code}
     if (folder / "policy.json").is_file():
-        return load_saved_policy(folder, device=device)
+        return load_saved_policy(folder, **how)
     if (folder / "policy" / "policy.json").is_file():
-        return load_saved_policy(folder / "policy", device=device)
+        return load_saved_policy(folder / "policy", **how)
     if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-        return load_saved_policy(latest_checkpoint(folder) / "policy", device=device)
+        return load_saved_policy(latest_checkpoint(folder) / "policy", **how)
     model, tokenizer = load_language_model(
         path_or_id,
         lora=LoraOptions(r=lora_r) if lora_r else None,
         dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
+        **how,
     )
-    return Policy(model, tokenizer, template=template, options=options, name=str(path_or_id))
+    name = anywhere(str(path_or_id))
+    return Policy(model, tokenizer, template=template, options=options, name=name)

@@ -135,7 +135,11 @@ def evaluate_run(
     probe = setup.env_factory(config, env)()
     wanted = split or config.env.split
     options = setup.reset_options(probe, wanted)
-    policy = load_policy(folder, device=setup.computing(config, device, threads))
+    policy = load_policy(
+        folder,
+        device=setup.computing(config, device, threads),
+        trust_remote_code=config.model.trust_remote_code,
+    )
     envs = setup.make_envs(config, env)
     seed = config.seed if seed is None else seed
     count = episodes or config.eval.episodes

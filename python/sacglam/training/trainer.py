@@ -105,7 +105,11 @@ class Trainer:
         resumed = checkpoint.latest_checkpoint(self.out) if resume else None
         if resumed is not None:
             with checkpoint.older_one_named(self.out, resumed):
-                self.policy = load_saved_policy(resumed / "policy", device=config.device)
+                self.policy = load_saved_policy(
+                    resumed / "policy",
+                    device=config.device,
+                    trust_remote_code=config.model.trust_remote_code,
+                )
         else:
             self.policy = setup.make_policy(config, probe, model)
         self._check_segments(probe)
