@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,34 @@ def test_presets_files_and_flags_mix(tmp_path: Path):
     assert (config.sac.gamma, config.sac.n_step, config.sac.target_rate) == (0.6, 2, 0.005)
     assert config.critic.kind == "reencode"
     assert main(["train", "--resume", str(out), "--preset", "paper"]) == 2
+
+
+@pytest.mark.parametrize("error", ["BrokenPipeError", "FileNotFoundError", "SystemExit"])
+def test_an_error_of_an_environment_is_shown_whole(tmp_path: Path, error: str):
+    """Not as an error of ours, or not at all."""
+    (tmp_path / "game.py").write_text(
+        f"""
+from sacglam.envs.playground import PRESETS, PlaygroundText
+
+class Game(PlaygroundText):
+    steps = 0
+
+    def __init__(self):
+        super().__init__(**PRESETS["playground/small"])
+
+    def step(self, action):
+        Game.steps += 1
+        if Game.steps == 1000:
+            raise {error}("the game has ended")
+        return super().step(action)
+"""
+    )
+    command = [sys.executable, "-m", "sacglam.cli.main", "train", "--env", "game:Game", *QUICK]
+    command += ["--out", "run", "--total-steps", "2000", "--eval.episodes", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the game has ended" in done.stderr
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+    if error != "SystemExit":
+        assert 'game.py", line' in done.stderr
+        assert "sacglam train --resume run" in done.stderr

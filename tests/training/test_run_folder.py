@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sacglam import Trainer, load_policy
-from sacglam.errors import ConfigError, RunFolderError
+import torch
+from sacglam import Callback, Trainer, load_policy
+from sacglam.errors import ConfigError, RunFolderError, SacglamError
 
 BRIEF = {"total_steps": 120, "eval.episodes": 2}
 
@@ -77,3 +79,46 @@ def test_the_run_of_a_tiny_model_can_be_moved(quick_config: Any, tmp_path: Path,
     mine, theirs = (p.score([prompt], [actions])[0] for p in (run.policy, load_policy(moved)))
     assert mine.log_pi.tolist() == theirs.log_pi.tolist()
     assert Trainer.resume(moved, total_steps=160).train().updates > run.updates
+
+
+def test_a_folder_in_which_a_run_is_under_way_is_called_so(quick_config: Any):
+    """Also before its first checkpoint: it is not called dead, with the advice to delete it."""
+    seen: list[str] = []
+
+    class Look(Callback):
+        def on_log(self, metrics: Any) -> None:
+            for call in (
+                lambda: Trainer(config),
+                lambda: Trainer.resume(config.out),
+                lambda: load_policy(config.out),
+            ):
+                with pytest.raises(SacglamError) as refused:
+                    call()
+                seen.append(str(refused.value))
+
+    config = quick_config(**BRIEF)
+    Trainer(config, callbacks=[Look()]).train()
+    assert len(seen) == 3
+    assert "another process is training in" in seen[0]
+    for message in seen[1:]:
+        assert "no complete checkpoint yet: its run is under way" in message
+
+
+def test_policies_made_and_loaded_in_threads_are_the_same(quick_config: Any):
+    def weights(policy: Any) -> bytes:
+        named = policy.trainable_parameters()
+        return b"".join(p.detach().numpy().tobytes() for p in named.values())
+
+    def make(k: int) -> bytes:
+        return weights(Trainer(quick_config(f"thread{k}", **BRIEF)).policy)
+
+    before = torch.random.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(make, range(8)))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len(set(made)) == 1
+    out = Trainer(quick_config(**BRIEF)).train().out
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: weights(load_policy(out)), range(8)))
+    assert len(set(loaded)) == 1
+    assert loaded[0] != made[0]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from .. import __version__
 from ..errors import SacglamError
@@ -100,10 +103,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsacglam: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 141
-    except OSError as error:  # a full disk, a folder that is read-only
-        return _said(error, str(error))
+    except OSError as error:
+        if not _is_ours(error):  # of an environment or a callback: where it was counts
+            raise
+        if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone
+            return 141
+        return _said(error, str(error))  # a full disk, a folder that is read-only
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether it was raised by this package or a library, called by nobody else's code."""
+    from .. import kernels
+
+    package = Path(__file__).resolve().parents[1]
+    ours = [str(package), str(Path(kernels.__file__).resolve().parent)]
+    ours += [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    environments = str(package / "envs" / "vector.py")  # an environment may be a library's
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return environments not in files and all(
+        file.startswith(("<", *ours)) or str(Path(file).resolve()).startswith(tuple(ours))
+        for file in files
+    )
 
 
 def _said(error: Exception, text: str) -> int:

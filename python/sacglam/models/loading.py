@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import gc
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from .device import use_device
 from .tiny import TINY
 from .trunk import refuse_unsupported
 
+# transformers changes torch's defaults while it loads, and seeds are torch's own: one at a time.
+ONE_AT_A_TIME = threading.RLock()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 

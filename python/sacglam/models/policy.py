@@ -26,6 +26,7 @@ from .forest import Forest, forest_from_packed
 from .given import refuse_changed_base
 from .graphs import ActingGraphs, acting_graphs, with_room
 from .heads import QHeads
+from .loading import ONE_AT_A_TIME
 from .scoring import Scores, candidate_policy, values_over
 from .trunk import make_trunk
 
@@ -502,7 +503,7 @@ def load_saved_policy(
         CheckpointError: the folder is not a saved policy, or is damaged.
     """
     folder = Path(folder)
-    with saved.complete(folder):
+    with ONE_AT_A_TIME, saved.complete(folder):
         found = saved.read(folder, device, trust_remote_code=trust_remote_code)
         options = {**found.options, "q_layers": tuple(found.options["q_layers"])}
         policy = Policy(

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .lock import is_in_use
 
 FORMAT = 2
 
@@ -54,8 +55,14 @@ def latest_checkpoint(run: str | Path) -> Path:
     """The newest complete checkpoint; raises CheckpointError if there is none."""
     found = list_checkpoints(run)
     if not found:
+        if is_in_use(Path(run)):
+            raise CheckpointError(
+                f"{run} holds no complete checkpoint yet: its run is under way, and writes one "
+                "every checkpoint_interval steps and checkpoint_minutes"
+            )
         raise CheckpointError(
-            f"{run} holds no complete checkpoint: the run stopped before its first one"
+            f"{run} holds no complete checkpoint: the run stopped before its first one. Delete the "
+            "folder, and begin anew"
         )
     return found[-1]
 

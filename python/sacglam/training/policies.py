@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..models.base import anywhere
-from ..models.loading import LoraOptions, load_language_model
+from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.policy import Policy, PolicyOptions, load_saved_policy
 from ..text import PromptTemplate
 from .checkpoint import latest_checkpoint
@@ -39,17 +39,29 @@ def load_policy(
     """
     folder = Path(path_or_id)
     how: Any = {"device": device, "trust_remote_code": trust_remote_code}
-    if (folder / "policy.json").is_file():
-        return load_saved_policy(folder, **how)
-    if (folder / "policy" / "policy.json").is_file():
-        return load_saved_policy(folder / "policy", **how)
+    saved = _saved_at(folder)
+    if saved is not None:
+        return load_saved_policy(saved, **how)
+    with ONE_AT_A_TIME:
+        model, tokenizer = load_language_model(
+            path_or_id,
+            lora=LoraOptions(r=lora_r) if lora_r else None,
+            dtype=dtype,
+            **how,
+        )
+        name = anywhere(str(path_or_id))
+        return Policy(model, tokenizer, template=template, options=options, name=name)
+
+
+def _saved_at(folder: Path) -> Path | None:
+    """The saved policy of a run, a checkpoint, or in the folder itself; None: it is none of them.
+
+    Raises:
+        CheckpointError: the run has no complete checkpoint.
+    """
+    for each in (folder, folder / "policy"):
+        if (each / "policy.json").is_file():
+            return each
     if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-        return load_saved_policy(latest_checkpoint(folder) / "policy", **how)
-    model, tokenizer = load_language_model(
-        path_or_id,
-        lora=LoraOptions(r=lora_r) if lora_r else None,
-        dtype=dtype,
-        **how,
-    )
-    name = anywhere(str(path_or_id))
-    return Policy(model, tokenizer, template=template, options=options, name=name)
+        return latest_checkpoint(folder) / "policy"
+    return None

@@ -1,37 +1,20 @@
-"""Whose a run's folder is: one process at a time trains in it, from where the last one was."""
+"""Whose a run's folder is: a new run needs an empty one, a resumed run its own."""
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RunFolderError
 from . import checkpoint
+from .lock import is_in_use
 
 
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in the folder; the lock ends with the process.
-
-    Raises:
-        RunFolderError: another one does.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFolderError(
-                f"another process is training in {folder}; wait for it or stop it, then resume"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-
-
-def refuse_used_folder(out: Path) -> None:
-    """Raise RunFolderError if the folder already holds a run or anything else."""
+def refuse_used_folder(out: Path, *, locked: bool = False) -> None:
+    """Raise RunFolderError if the folder already holds a run or anything else. locked: by us."""
+    if not locked and is_in_use(out):
+        raise RunFolderError(
+            f"another process is training in {out}; choose another folder with --out"
+        )
     if (out / "config.yaml").exists() and not checkpoint.list_checkpoints(out):
         raise RunFolderError(
             f"{out} holds a run that was ended before its first checkpoint; delete it, or choose "

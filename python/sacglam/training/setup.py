@@ -19,7 +19,7 @@ from ..envs.vector import VectorEnv, find
 from ..errors import ConfigError
 from ..models.base import anywhere, base_of, found_name
 from ..models.given import own_dtype, own_lora, prepare
-from ..models.loading import LoraOptions, load_language_model
+from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.policy import Policy, PolicyOptions
 from ..models.tiny import TINY, save_tiny_model
 from ..text import PromptTemplate
@@ -247,7 +247,7 @@ def make_policy(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = N
         "dtype": config.model.dtype,
         "device": config.device,
     }
-    with TemporaryDirectory() as folder:
+    with ONE_AT_A_TIME, TemporaryDirectory() as folder:
         tiny = model is None and name in TINY
         if tiny:
             _save_tiny(config, env, folder)

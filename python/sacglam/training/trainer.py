@@ -31,9 +31,10 @@ from .algorithm import make_algorithm
 from .callbacks import Callback
 from .clock import Clock
 from .contention import Contention
+from .lock import exclusive
 from .metrics import Meter, MetricsWriter, drop_after
 from .parts import smaller_part
-from .run_folder import exclusive, refuse_foreign_progress, refuse_used_folder
+from .run_folder import refuse_foreign_progress, refuse_used_folder
 from .seeds import ACTING, generator
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Trainer:
         config = self.config
         self._updating = False
         if not self._begun and (self.out / "config.yaml").exists():  # another trainer was faster
-            refuse_used_folder(self.out)
+            refuse_used_folder(self.out, locked=True)
         refuse_foreign_progress(self.out, self._checkpoint)
         drop_after(self.out, self.env_steps)
         saved_at = self._position if self._begun else None
@@ -267,7 +268,7 @@ class Trainer:
             raise DivergedError(f"{error}. The run was saved in {folder}") from error
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(error) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.algorithm.collector.whole and not self._updating:
                 self._save_after(error)
             raise
@@ -296,7 +297,7 @@ class Trainer:
         collector, noise = self.algorithm.collector, self._noise.get_state()
         try:
             collector.step()
-        except Exception:
+        except (Exception, SystemExit):
             if collector.ended is None:  # no step was made: others will be drawn as these were
                 self._noise.set_state(noise)
             raise
@@ -469,7 +470,7 @@ class Trainer:
                 stacklevel=3,
             )
 
-    def _save_after(self, error: Exception) -> None:
+    def _save_after(self, error: BaseException) -> None:
         """Save, and have the error say so; if that fails too, the first error is what counts."""
         with suppress(Exception):
             folder = self.save()
