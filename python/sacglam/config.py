@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -326,12 +328,19 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
             return float(value)  # YAML reads 1e-4 as a text
         except (ValueError, OverflowError):
             pass
+    if kind is int and isinstance(value, float) and value.is_integer():  # 2e4
+        return int(value)
+    if kind is int and isinstance(value, str) and _WHOLE.fullmatch(value):  # YAML reads 2e4 as text
+        return int(float(value))
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if kind in (int, bool, str) and type(value) is kind:
         return value
     wanted = getattr(kind, "__name__", str(kind))
     raise ConfigError(f"{name} is {value!r} ({type(value).__name__}); it must be of type {wanted}")
 
 
+_WHOLE = re.compile(r"[1-9][0-9]*e[0-9]")
 _CHOICES = {
     "algo": ("sac", "ppo"),
     "env.split": ("train", "test"),

@@ -49,10 +49,27 @@ def test_the_run_folder(run: Path):
 
 
 def test_eval_play_plot(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    assert main(["eval", str(run), "--episodes", "8"]) == 0
-    assert json.loads((run / "eval.json").read_text())["episodes"] == 8
-    assert main(["eval", str(run), "--episodes", "8", "--split", "test"]) == 0
-    assert (run / "eval-test.json").is_file()
+    final = json.loads((run / "eval.json").read_text())
+    for flags, name in (
+        (["--episodes", "8"], "eval-8episodes.json"),
+        (["--split", "test"], "eval-test.json"),
+        (["--seed", "7", "--sample"], "eval-seed7-sampled.json"),
+        (["--temperature", "2"], "eval-sampled-temperature2.json"),
+    ):
+        assert main(["eval", str(run), *flags]) == 0
+        assert f"saved in {run / name}" in capsys.readouterr().out
+        found = json.loads((run / name).read_text())
+        assert found["episodes"] == (8 if "8" in flags else 12)
+        assert "untrained" not in found or flags[0] == "--episodes"
+    assert json.loads((run / "eval.json").read_text()) == final
+    assert (final["seed"], final["split"], final["greedy"]) == (0, "train", True)
+    assert found["temperature"] == 2.0
+    assert main(["eval", str(run)]) == 0
+    again = json.loads((run / "eval.json").read_text())
+    assert again["success"] == final["success"]
+    assert again["untrained"] == final["untrained"]
+    assert main(["eval", str(run), "--temperature", "0"]) == 2
+    assert "temperature is 0.0; it must be above 0" in capsys.readouterr().err
     capsys.readouterr()
     assert main(["play", str(run), "--goal", "Grasp any water"]) == 0
     shown = capsys.readouterr().out

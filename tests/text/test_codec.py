@@ -79,7 +79,7 @@ def test_what_was_forgotten_is_tokenised_again(monkeypatch: Any):
 
 def test_the_unknown_token_is_warned_of_once_however_it_comes():
     codec, _ = make()
-    with pytest.warns(UserWarning, match="does not know a part of 'zebra'") as seen:
+    with pytest.warns(UserWarning, match="does not know 'zebra' of 'zebra'") as seen:
         codec.prepare(["go", "zebra", "gnu"])
     assert len(seen) == 1
     with warnings.catch_warnings():

@@ -122,9 +122,9 @@ def _rates(trainer: Trainer, optimiser: Any) -> list[float]:
     rates: list[float] = []
     step = optimiser.step
 
-    def noted(updates: int, progress: float) -> None:
-        step(updates, progress)
-        rates.append(optimiser.adam.param_groups[0]["lr"])
+    def noted(updates: int, progress: float) -> float:
+        rates.append(step(updates, progress))
+        return rates[-1]
 
     optimiser.step = noted
     trainer.train()

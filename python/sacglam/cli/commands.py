@@ -73,10 +73,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
         episodes=arguments.episodes,
         split=arguments.split,
         seed=arguments.seed,
+        greedy=arguments.greedy,
+        temperature=arguments.temperature,
         device=arguments.device,
         threads=arguments.threads,
     )
-    print(result_table({Path(arguments.dir).name: result}))
+    folder = Path(arguments.dir)
+    print(result_table({folder.name: result}))
+    print(f"saved in {folder / result['file']}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import sysconfig
 import traceback
@@ -51,6 +52,16 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--seed", type=int, default=None, help="other episodes than the run's own"
     )
+    chosen = evaluate.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--greedy", action="store_true", default=None, help="the most probable actions [the run's]"
+    )
+    chosen.add_argument(
+        "--sample", dest="greedy", action="store_false", help="sampled actions [the run's]"
+    )
+    evaluate.add_argument(
+        "--temperature", type=float, default=None, help="of sampled actions [the run's]"
+    )
     evaluate.set_defaults(run="evaluate")
 
     play = commands.add_parser("play", help="watch a trained agent, step by step")
@@ -90,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors of sacglam end with one line and status 2."""
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unrecognised(unknown, arguments.command))
     from . import commands
 
     if "" not in sys.path:
@@ -109,6 +122,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone
             return 141
         return _said(error, str(error))  # a full disk, a folder that is read-only
+
+
+def _unrecognised(arguments: Sequence[str], command: str) -> str:
+    """Which arguments nobody knows, and which flags are near them."""
+    flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+    known: list[str] = []
+    if command in ("train", "check"):
+        from ..config import TrainConfig, field_types
+
+        known = [f"--{name.replace('_', '-')}" for name in field_types(TrainConfig)]
+    near = [m for flag in flags for m in difflib.get_close_matches(flag, known, 2, 0.6)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"unrecognized arguments: {' '.join(arguments)}{hint}"
 
 
 def _is_ours(error: Exception) -> bool:

@@ -161,9 +161,9 @@ def _unknown_model(name: str, error: BaseException) -> str:
             return f"{message}: the folder holds no *.safetensors weights"
         return f"{message}: {error}"
     parent = folder.parent if folder.parent.is_dir() else Path(".")
-    known = [*TINY, *(str(p) for p in parent.iterdir() if p.is_dir())]
+    known = [*TINY, *(str(p.parent) for p in parent.glob("*/config.json"))]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
     return (
         f"{message}{hint} Give a built-in model ({', '.join(TINY)}), a local folder made by "
         f"save_pretrained, or a Hugging Face id that can be reached. ({str(error).splitlines()[0]})"

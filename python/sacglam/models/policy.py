@@ -337,6 +337,24 @@ class Policy:
 
     # --- text interface -----------------------------------------------------------------------
 
+    def prompt(
+        self,
+        goal: str,
+        observation: str,
+        history: Sequence[tuple[str, str]] = (),
+        actions: Sequence[str] = (),
+    ) -> str:
+        """The prompt that it was trained with, for `score` and `act` in a loop of one's own.
+
+        Args:
+            goal: the goal's text.
+            observation: the current one.
+            history: earlier (observation, action) pairs of the episode, oldest first; as many are
+                shown as in training (`prompt.history`).
+            actions: the possible ones; shown if they were in training (`prompt.list_actions`).
+        """
+        return "".join(self.codec.template.segments(goal, observation, history, actions))
+
     def score(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
     ) -> list[CandidateScore]:

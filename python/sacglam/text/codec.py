@@ -76,13 +76,24 @@ class TextCodec:
         if unknown is not None and not self._warned_unknown and (found == unknown).any():
             self._warned_unknown = True
             warnings.warn(
-                f"the tokenizer does not know a part of {text!r}: it becomes the unknown "
+                f"the tokenizer does not know {self._unknown_of(text)}: it becomes the unknown "
                 "token. For the built-in tiny models, add the missing words to the "
                 "environment's `vocabulary` attribute (a list of texts).",
                 TokenisationWarning,
                 stacklevel=3,
             )
         return found
+
+    def _unknown_of(self, text: str) -> str:
+        """The parts of a text that are unknown, or else where they are."""
+        shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return f"a part of {shown}"
+        found = backend.encode(text, add_special_tokens=False)
+        spans = zip(found.ids, found.offsets, strict=True)
+        words = dict.fromkeys(text[a:b] for k, (a, b) in spans if k == self.tokenizer.unk_token_id)
+        return f"{', '.join(map(repr, [*words][:5]))} of {shown}"
 
     def action(self, action: str) -> Ids:
         """Token ids of an action as a candidate continuation; int32 [n].

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from .episode import EpisodeResult
 
 
@@ -31,3 +32,19 @@ class Callback:
     def on_interrupt(self) -> None:
         """Ctrl-C was pressed, SIGTERM or SIGHUP came, or `Trainer.stop` was called: the run will be
         saved after the step or update under way."""
+
+
+def checked(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callbacks as a list; raises ConfigError for what cannot be told what they are told."""
+    if not isinstance(callbacks, Iterable):
+        raise ConfigError(f"callbacks is a {type(callbacks).__name__}; give a list of callbacks")
+    found = list(callbacks)
+    needed = [name for name in vars(Callback) if name.startswith("on_")]
+    for each in found:
+        missing = [name for name in needed if not callable(getattr(each, name, None))]
+        if missing:
+            raise ConfigError(
+                f"the callback {each!r} has no {', '.join(missing)}: derive its class from "
+                "sacglam.Callback, which does nothing, and give an object of it"
+            )
+    return found

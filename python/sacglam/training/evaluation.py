@@ -35,6 +35,12 @@ def policy_chooser(policy: Policy, config: EvalConfig, seed: int) -> Chooser:
     return choose
 
 
+def settings(config: EvalConfig, split: str, seed: int) -> dict[str, Any]:
+    """What an evaluation was made with, as in eval.json."""
+    temperature = None if config.greedy else config.temperature
+    return {"split": split, "seed": seed, "greedy": config.greedy, "temperature": temperature}
+
+
 def random_chooser(seed: int) -> Chooser:
     """Uniform among the admissible actions."""
     rng = np.random.default_rng(derive(seed, RANDOM_POLICY))

@@ -76,7 +76,7 @@ class Learner:
 
         if config.replay.sampling == "prioritised":
             self.buffer.update_priorities(batch.key, td_error.float().numpy())
-        self.optimiser.step(self.updates, progress)
+        rate = self.optimiser.step(self.updates, progress)
         self.target.update(config.sac.target_rate)
         if config.sac.learn_alpha and self.updates >= config.critic_warmup:
             sets = self.texts.policy_sets(batch.candidates)
@@ -89,7 +89,8 @@ class Learner:
             ).backward()
             self.alpha_optimizer.step()
         self.updates += 1
-        return {**metrics, "alpha": alpha, "relabeled": float(batch.relabeled.mean())}
+        relabeled = float(batch.relabeled.mean())
+        return {**metrics, "alpha": alpha, "lr": rate, "relabeled": relabeled}
 
     def _computed(self, batch: Batch, alpha: float, graphs: SacGraphs | None) -> Tensor:
         """Set the gradient, from nothing; the objective's report."""

@@ -68,8 +68,8 @@ class Optimiser:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, most)
         return norm, norm > most
 
-    def step(self, updates: int, progress: float) -> None:
-        """Step along the gradient.
+    def step(self, updates: int, progress: float) -> float:
+        """Step along the gradient; returns the learning rate (of what are not heads).
 
         Args:
             updates: made before this one, for the warm-up.
@@ -88,6 +88,7 @@ class Optimiser:
             for i, copy in self._copies.items():
                 self._parameters[i].copy_(copy)
                 copy.grad = None
+        return self._rates[0] * share
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -105,7 +105,7 @@ class PpoAlgorithm:
         values = report.tolist()  # the only synchronisation
         metrics = dict(zip(STATISTICS, values, strict=True))
         check_finite(metrics, self.updates)
-        self.optimiser.step(self.updates, progress)
+        metrics["lr"] = self.optimiser.step(self.updates, progress)
         self.updates += 1
         return metrics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import warnings
@@ -11,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
+from ..config import EvalConfig, TrainConfig
 from ..errors import ConfigError, RunFolderError
 from ..files import write_json
 from ..report.curve import plot_runs
@@ -23,6 +24,8 @@ from .callbacks import Callback
 from .checkpoint import latest_checkpoint, read_state
 from .policies import load_policy
 from .trainer import Trainer, TrainResult
+
+GREEDY_LOSS = 0.15  # of success: more than the noise of a hundred episodes
 
 
 def quiet_libraries() -> None:
@@ -93,11 +96,28 @@ def run_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> int:
         return 130
     assert result.evaluation is not None
     print(result_table({result.out.name: result.evaluation}))
+    hint = _greedy_hint(result)
+    if hint:
+        print(hint)
     names = ["eval.json", "curve.png", "metrics.jsonl", "checkpoints"]
     found = ", ".join(name for name in names if (result.out / name).exists())
     print(f"\nresults in {result.out}: {found}")
     print(f"watch it:  sacglam play {result.out}")
     return 0
+
+
+def _greedy_hint(result: TrainResult) -> str:
+    """What to look at where the agent did better while it sampled its actions."""
+    lines = (result.out / "metrics.jsonl").read_text().splitlines()
+    training = json.loads(lines[-1]).get("success_mean") if lines else None
+    found = result.evaluation or {}
+    if training is None or not found["greedy"] or training < found["success_mean"] + GREEDY_LOSS:
+        return ""
+    return (
+        f"\nWhile it trained, with sampled actions, it succeeded in {100 * training:.0f} %. Greedy "
+        "actions can go to and fro between\nthe same states: look at "
+        f"`sacglam eval {result.out} --sample`, and at --eval.greedy false, --prompt.history"
+    )
 
 
 def evaluate_run(
@@ -106,32 +126,37 @@ def evaluate_run(
     episodes: int | None = None,
     split: str | None = None,
     seed: int | None = None,
+    greedy: bool | None = None,
+    temperature: float | None = None,
     env: Any = None,
     device: str | None = None,
     threads: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Evaluate the newest checkpoint of a run on fresh episodes; updates eval.json.
+    """Evaluate the newest checkpoint of a run on fresh episodes; updates eval.json, or a file
+    beside it where something is another than the run says; "file" in the result is its name.
 
     Args:
         folder: the run.
         episodes: how many; by default the run's `eval.episodes`.
-        split: goals of "train" or "test"; by default the run's own. Another split goes to
-            eval-SPLIT.json.
+        split: goals of "train" or "test"; by default the run's own.
         seed: of the episodes; by default the run's seed.
+        greedy: whether to take the most probable action; by default the run's `eval.greedy`.
+        temperature: of sampled actions; by default the run's `eval.temperature`. Not for greedy.
         env: as for `Trainer`, if the run had a user's own environment.
         device: where the policy computes; by default where it was trained, if that is there.
         threads: torch's CPU threads; by default the run's.
         callbacks: their `on_evaluation` is told how far it is.
 
     Raises:
-        ConfigError: `split` is "test", and the environment holds no goals back; `episodes` or
-            `seed` is out of range.
+        ConfigError: `split` is "test", and the environment holds no goals back; `episodes`,
+            `seed` or `temperature` is out of range.
         RunFolderError, CheckpointError: the folder is no run, or has no complete checkpoint.
     """
     folder = Path(folder)
     config = load_run_config(folder)
     refuse_out_of_range(episodes, seed)
+    how = _chosen(config.eval, greedy, temperature)
     probe = setup.env_factory(config, env)()
     wanted = split or config.env.split
     options = setup.reset_options(probe, wanted)
@@ -159,7 +184,8 @@ def evaluate_run(
         "updates": state["updates"],
         "wall_s": round(state["wall_s"], 3),
         "cpu_s": round(state["cpu_s"], 3),
-        **measure("policy", evaluation.policy_chooser(policy, config.eval, seed)),
+        **evaluation.settings(how, wanted, seed),
+        **measure("policy", evaluation.policy_chooser(policy, how, seed)),
         "baseline_random": measure("random", evaluation.random_chooser(seed)),
         "expert": None,
     }
@@ -167,17 +193,50 @@ def evaluate_run(
         result["expert"] = measure("expert", evaluation.expert_chooser(envs))
     envs.close()
     setup.close(probe)
-    name = "eval.json" if wanted == config.env.split else f"eval-{wanted}.json"
-    untrained = _untrained(folder / name)
-    if untrained is None and wanted == config.env.split:
-        untrained = _untrained(folder / "baselines.json")  # of a run that was stopped
-    if untrained is not None:
-        result["untrained"] = untrained
+    file = _evaluation_file(folder, config, result)
+    result["file"] = file.name
+    if (wanted, seed, how) == (config.env.split, config.seed, config.eval):
+        untrained = _untrained(folder / "baselines.json")
+        if untrained is not None and untrained["episodes"] == count:
+            result["untrained"] = untrained
     try:
-        write_json(folder / name, result)
+        write_json(file, result)
     except OSError as error:  # somebody else's run
         warnings.warn(f"the result is not saved: {error}", RuntimeWarning, stacklevel=2)
     return result
+
+
+def _evaluation_file(folder: Path, config: TrainConfig, result: Mapping[str, Any]) -> Path:
+    """Where an evaluation is written: eval.json where it is the run's own (its split, seed,
+    episodes, choice of actions) or the first; else a file named after what is another."""
+    parts = []
+    if result["split"] != config.env.split:
+        parts.append(str(result["split"]))
+    if result["seed"] != config.seed:
+        parts.append(f"seed{result['seed']}")
+    if result["greedy"] != config.eval.greedy:
+        parts.append("greedy" if result["greedy"] else "sampled")
+    if not result["greedy"] and result["temperature"] != config.eval.temperature:
+        parts.append(f"temperature{result['temperature']:g}")
+    first = not parts and not (folder / "eval.json").is_file()
+    if result["episodes"] != config.eval.episodes and not first:
+        parts.append(f"{result['episodes']}episodes")
+    return folder / ("-".join(["eval", *parts]) + ".json")
+
+
+def _chosen(config: EvalConfig, greedy: bool | None, temperature: float | None) -> EvalConfig:
+    """How actions are chosen: as the run says, but for what is asked for."""
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}; it must be above 0")
+    if temperature is not None and greedy:
+        raise ConfigError("greedy actions have no temperature; ask for one of the two")
+    if temperature is not None:
+        greedy = False
+    return dataclasses.replace(
+        config,
+        greedy=config.greedy if greedy is None else greedy,
+        temperature=config.temperature if temperature is None else temperature,
+    )
 
 
 def _untrained(file: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from ..models.policy import Policy, load_saved_policy
 from ..models.tiny import TINY
 from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
-from .callbacks import Callback
+from .callbacks import Callback, checked
 from .clock import Clock
 from .contention import Contention
 from .lock import exclusive
@@ -87,10 +87,15 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         resume: bool = False,
     ) -> None:
+        if not isinstance(config, TrainConfig):
+            raise ConfigError(
+                f"config is a {type(config).__name__}; give a TrainConfig, e.g. "
+                'TrainConfig().with_overrides({"total_steps": 1000})'
+            )
         self.out = Path(config.out)
         if not resume:
             refuse_used_folder(self.out)
-        self.callbacks = list(callbacks)
+        self.callbacks = checked(callbacks)
         config = setup.named(config, env)
         probe = setup.env_factory(config, env)()
         self.config = config = setup.resolve(config, probe, model)
@@ -358,6 +363,9 @@ class Trainer:
             "expert": lambda: evaluation.expert_chooser(self._eval_envs),
         }
 
+        if kind not in choosers:
+            raise ConfigError(f"kind is {kind!r}; choose one of {', '.join(choosers)}")
+
         def on_progress(ended: int) -> None:
             for callback in self.callbacks:
                 callback.on_evaluation(kind, ended, episodes)
@@ -393,6 +401,7 @@ class Trainer:
             "env_steps": self.env_steps,
             "updates": self.algorithm.updates,
             **self.clock.seconds(),
+            **evaluation.settings(self.config.eval, self.config.env.split, self.config.seed),
             **self.evaluate(self.config.eval.episodes),
             **baselines,
         }
