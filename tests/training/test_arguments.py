@@ -86,3 +86,23 @@ def test_an_agent_that_did_better_while_it_sampled_is_pointed_out(
     evaluation = {"success_mean": found, "greedy": greedy}
     hint = runner._greedy_hint(SimpleNamespace(out=tmp_path, evaluation=evaluation))  # type: ignore[arg-type]
     assert (f"sacglam eval {tmp_path} --sample" in hint) is hints
+
+
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+def test_a_run_that_is_good_enough_is_evaluated(quick_config: Any, algo: str):
+    class Enough(Callback):
+        def on_progress(self, env_steps: int, updates: int) -> None:
+            if env_steps == 200:
+                trainer.stop(finish=True)
+
+    options = {"algo": algo, "ppo.rollout": 10, "ppo.minibatch": 16}
+    trainer = Trainer(quick_config(**options), callbacks=[Enough()])
+    result = trainer.train()
+    assert not result.interrupted
+    assert result.env_steps == 200
+    assert result.evaluation is not None
+    assert result.evaluation["episodes"] == 12
+    longer = Trainer.resume(result.out).train()
+    assert longer.env_steps == 400
+    whole = Trainer(quick_config("whole", **options)).train()
+    assert longer.evaluation["success"] == whole.evaluation["success"]

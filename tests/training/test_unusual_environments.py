@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from sacglam import Callback, TrainConfig, Trainer, make_env
+from sacglam import Callback, TrainConfig, Trainer, make_env, register_env
 from sacglam.envs.playground import PRESETS, PlaygroundText
 from sacglam.errors import (
     CheckpointError,
@@ -64,6 +64,26 @@ def test_a_run_with_an_object_is_evaluated_with_the_object_alone(quick_config: A
     with pytest.raises(UnknownEnvironmentError, match="Give it again"):
         Trainer.resume(out)
     assert evaluate_run(out, env=env, episodes=4)["length_mean"] <= 4
+
+
+def test_an_object_that_its_name_does_not_make_is_not_mixed_up_with_it(quick_config: Any):
+    """Evaluated by name, it would silently be another environment."""
+    register_env("unusual/small", Small, overwrite=True)
+    name = {"env.id": "unusual/small", "total_steps": 60}
+    with pytest.warns(RuntimeWarning, match="makes another environment than the one that is given"):
+        out = Trainer(quick_config(**name, **{"env.num_envs": 2}), env=Small(**SHORT)).train().out
+    with pytest.raises(UnknownEnvironmentError, match="Give it again"):
+        evaluate_run(out)
+    assert evaluate_run(out, env=Small(**SHORT), episodes=4)["length_mean"] <= 4
+
+
+def test_an_object_that_its_name_makes_is_found_by_it(quick_config: Any, recwarn: Any):
+    register_env("unusual/small", Small, overwrite=True)
+    name = {"env.id": "unusual/small", "total_steps": 60}
+    for env in (Small(), Small, lambda: Small()):
+        config = quick_config(f"{id(env)}", **name)
+        assert Trainer(config, env=env).config.env.id == "unusual/small"
+    assert not [w for w in recwarn if "another environment" in str(w.message)]
 
 
 def test_arguments_go_to_a_class_and_not_to_an_object(quick_config: Any):

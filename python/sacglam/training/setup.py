@@ -23,6 +23,7 @@ from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.policy import Policy, PolicyOptions
 from ..models.tiny import TINY, save_tiny_model
 from ..text import PromptTemplate
+from .same_environment import is_another
 from .seeds import HEADS, derive
 
 EnvFactory = Callable[[], Any]
@@ -134,10 +135,22 @@ def reset_options(env: Any, split: str) -> dict[str, Any]:
 
 
 def named(config: TrainConfig, env: Any) -> TrainConfig:
-    """With the name of a user's environment, unless the configuration names one."""
-    if env is None or config.env.id != EnvConfig().id:
+    """With the name of a user's environment, unless the configuration names one that makes it."""
+    named = config.env.id
+    if env is None or named.startswith(GIVEN):
         return config
-    return config.with_overrides({"env.id": name_of(env)})
+    if named == EnvConfig().id:
+        return config.with_overrides({"env.id": name_of(env)})
+    if not is_another(lambda: make_env(named, **config.env.kwargs), env_factory(config, env)):
+        return config
+    warnings.warn(
+        f"env.id {named!r} makes another environment than the one that is given, which is trained "
+        "in: `sacglam eval` and `play` will not find it again (evaluate_run, play_episodes and "
+        "Trainer.resume take env=...). For them to find it, put its arguments into env.kwargs",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return config.with_overrides({"env.id": f"{GIVEN}{named}"})
 
 
 def name_of(env: Any) -> str:

@@ -128,7 +128,7 @@ class Trainer:
         self.env_steps = 0
         self._handled = 0  # the step after which all was done that was due then
         self.clock = Clock()
-        self._stop = False
+        self._stop = self._finish = False
         self._updating = False
         self._checkpoint = resumed  # the newest one, which is of this trainer's state or before
         self._begun = resumed is not None
@@ -195,21 +195,25 @@ class Trainer:
         with exclusive(self.out), signals.stopping(self.stop):
             try:
                 self._run()
-                if not self._goes_on:
+                if self._finish or not self._goes_on:
+                    self._stop = self._stop and not self._finish
                     self._warn_if_untrained()
                     with self.clock.paused(), suppress(_Stopped):
                         result = self._final_evaluation()
             finally:
-                self._stop = False
+                self._stop = self._finish = False
         return TrainResult(
             self.out, self.env_steps, self.algorithm.updates, self.clock.wall_s, self.policy,
             result, interrupted=result is None,
         )  # fmt: skip
 
-    def stop(self) -> None:
+    def stop(self, *, finish: bool = False) -> None:
         """Have `train` end as Ctrl-C does: after the step or update under way, saved. From a
-        callback, or from another thread."""
-        self._stop = True
+        callback, or from another thread.
+
+        finish: evaluate then as at the end, for the run is good enough.
+        """
+        self._stop, self._finish = True, self._finish or finish
         for callback in self.callbacks:
             callback.on_interrupt()
 
