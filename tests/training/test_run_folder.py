@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from sacglam import Callback, Trainer, load_policy
-from sacglam.errors import ConfigError, RunFolderError, SacglamError
+from sacglam.errors import CheckpointError, ConfigError, RunFolderError, SacglamError
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 BRIEF = {"total_steps": 120, "eval.episodes": 2}
 
@@ -122,3 +125,34 @@ def test_policies_made_and_loaded_in_threads_are_the_same(quick_config: Any):
         loaded = list(pool.map(lambda _: weights(load_policy(out)), range(8)))
     assert len(set(loaded)) == 1
     assert loaded[0] != made[0]
+
+
+def test_a_result_can_go_to_another_process(quick_config: Any):
+    result = Trainer(quick_config(**BRIEF)).train()
+    again = pickle.loads(pickle.dumps(result))
+    assert (again.out, again.env_steps, again.evaluation) == (
+        result.out, result.env_steps, result.evaluation,
+    )  # fmt: skip
+    for mine, theirs in zip(
+        result.policy.trainable_parameters().values(),
+        again.policy.trainable_parameters().values(),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_the_folder_free(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self: Any, folder: Path, **_: Any) -> None:
+        Path(folder).mkdir()
+        (Path(folder) / "part").write_text("x")
+        raise SafetensorError("No space left on device (os error 28)")
+
+    config = quick_config(**BRIEF)
+    trainer = Trainer(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(CheckpointError, match=r"cannot be written to .*/model .*No space"):
+            trainer.train()
+    assert Trainer(config).train().evaluation is not None

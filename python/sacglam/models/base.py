@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ..errors import CheckpointError
 
 
 def base_of(model: Any) -> Any:
@@ -43,15 +45,23 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the base model and the tokenizer as `save_pretrained` does, unless they are there."""
+    """Write the base model and the tokenizer as `save_pretrained` does, unless they are there.
+
+    Raises:
+        CheckpointError: they cannot be written; nothing is left then.
+    """
     if folder.exists():
         return
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with without_progress_bars():
-        base_of(model).save_pretrained(temporary, state_dict=base_weights(model))
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(folder)
+    try:
+        with without_progress_bars():
+            base_of(model).save_pretrained(temporary, state_dict=base_weights(model))
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"the model cannot be written to {folder} ({error})") from error
 
 
 def found_name(model: Any, name: str) -> str:

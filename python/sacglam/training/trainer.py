@@ -8,7 +8,6 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from ..errors import (
 )
 from ..files import write_json
 from ..models.device import use_device
-from ..models.policy import Policy, load_saved_policy
+from ..models.policy import load_saved_policy
 from ..models.tiny import TINY
 from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
@@ -34,32 +33,12 @@ from .contention import Contention
 from .lock import exclusive
 from .metrics import Meter, MetricsWriter, drop_after
 from .parts import smaller_part
+from .result import TrainResult
 from .run_folder import refuse_foreign_progress, refuse_used_folder
 from .seeds import ACTING, generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What `Trainer.train` returns.
-
-    Attributes:
-        out: the run's folder.
-        env_steps, updates, wall_s: how far it came, resumed parts included (and evaluations not).
-        policy: the trained policy.
-        evaluation: the content of eval.json, None if the run was interrupted.
-        interrupted: whether a signal ended it early (a checkpoint was saved).
-    """
-
-    out: Path
-    env_steps: int
-    updates: int
-    wall_s: float
-    policy: Policy
-    evaluation: dict[str, Any] | None
-    interrupted: bool
 
 
 class Trainer:
