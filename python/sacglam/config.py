@@ -167,6 +167,7 @@ class TrainConfig:
     checkpoint_interval: int = 10_000  # environment steps between checkpoints
     checkpoint_minutes: float = 15.0  # and at most so long between two; 0: steps alone decide
     keep_checkpoints: int = 2  # older ones are deleted
+    init_from: str | None = None  # a run or saved policy whose weights training begins with
     seed: int = 0
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: a GPU, or where a given model is
     threads: int = 0  # torch's CPU threads; 0: torch's choice

@@ -161,7 +161,8 @@ def _unknown_model(name: str, error: BaseException) -> str:
             return f"{message}: the folder holds no *.safetensors weights"
         return f"{message}: {error}"
     parent = folder.parent if folder.parent.is_dir() else Path(".")
-    known = [*TINY, *(str(p.parent) for p in parent.glob("*/config.json"))]
+    visible = (p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+    known = [*TINY, *map(str, visible)]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     return (

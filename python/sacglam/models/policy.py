@@ -504,8 +504,10 @@ def _make_set(codec: TextCodec, actions: tuple[str, ...]) -> CandidateSet:
     try:
         return CandidateSet(np.concatenate(ids), offsets)
     except ValueError as error:
+        unknown = codec.unknown_words(actions)
+        why = f"; it does not know {', '.join(unknown)}" if unknown else ""
         raise CandidateError(
-            f"the tokenizer cannot tell these candidates apart ({error}): {list(actions)}"
+            f"the tokenizer cannot tell these candidates apart ({error}): {list(actions)}{why}"
         ) from error
 
 

@@ -84,16 +84,24 @@ class TextCodec:
             )
         return found
 
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """Some of the parts of texts that become the unknown token, quoted; [] where the tokenizer
+        does not tell."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if backend is None or unknown is None:
+            return []
+        found: dict[str, None] = {}
+        for text in texts:
+            encoded = backend.encode(text, add_special_tokens=False)
+            spans = zip(encoded.ids, encoded.offsets, strict=True)
+            found.update(dict.fromkeys(repr(text[a:b]) for k, (a, b) in spans if k == unknown))
+        return [*found][:5]
+
     def _unknown_of(self, text: str) -> str:
         """The parts of a text that are unknown, or else where they are."""
         shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return f"a part of {shown}"
-        found = backend.encode(text, add_special_tokens=False)
-        spans = zip(found.ids, found.offsets, strict=True)
-        words = dict.fromkeys(text[a:b] for k, (a, b) in spans if k == self.tokenizer.unk_token_id)
-        return f"{', '.join(map(repr, [*words][:5]))} of {shown}"
+        return f"{', '.join(self.unknown_words([text])) or 'a part'} of {shown}"
 
     def action(self, action: str) -> Ids:
         """Token ids of an action as a candidate continuation; int32 [n].

@@ -29,6 +29,7 @@ from ..models.stock import Ids, stock_scores
 from ..models.tiny import TINY
 from ..text.codec import TokenisationWarning
 from . import setup
+from .beginning import begun_from
 from .collector import ReplayCollector
 from .parts import smaller_part
 from .trainer import Trainer
@@ -121,13 +122,16 @@ def check_training(
         DeviceMemoryError: an update does not fit in the GPU's memory.
         ConfigError, UnknownEnvironmentError, UnknownModelError, UnsupportedModelError: see there.
     """
+    config, begun = begun_from(config, model)
+    if begun is not None:
+        model, config = (begun.model, begun.tokenizer), config.with_overrides({"init_from": None})
     config = setup.named(config, env)
     tell("playing the environment")
     probe = setup.env_factory(config, env)()
     check_env(probe)
     config = setup.resolve(config, probe, model)
     setup.close(probe)
-    stock = None if model is None else model[0]
+    stock = None if model is None or begun is not None else model[0]
     model = None if model is None else (copy.deepcopy(model[0]), model[1])
     with tempfile.TemporaryDirectory() as folder:
         tell("loading the model")
@@ -324,8 +328,10 @@ def _stock_model(policy: Policy, config: TrainConfig) -> Any:
     name: str | Path = config.model.id
     if name in TINY:
         name = (Path(config.out) / "model").resolve()
+    beside = Path(name).parent / "tokenizer"  # as in a saved policy
     model, _ = load_language_model(
         name,
+        tokenizer_folder=beside if beside.is_dir() else None,
         dtype=config.model.dtype or "float32",
         device=policy.device,
         trust_remote_code=config.model.trust_remote_code,

@@ -7,6 +7,7 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -276,6 +277,8 @@ def make_policy(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = N
                 name = ""
             elif model is not None:
                 name = found_name(loaded[0], name)
+                if any((folder / "config.yaml").is_file() for folder in Path(name).parents):
+                    name = ""  # in a run, which will be moved or deleted
             else:
                 name = anywhere(name)
             return wrap_model(config, *loaded, name)

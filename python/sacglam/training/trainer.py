@@ -27,6 +27,7 @@ from ..models.policy import load_saved_policy
 from ..models.tiny import TINY
 from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
+from .beginning import begun_from, keep_heads
 from .callbacks import Callback, checked
 from .clock import Clock
 from .contention import Contention
@@ -75,6 +76,10 @@ class Trainer:
         if not resume:
             refuse_used_folder(self.out)
         self.callbacks = checked(callbacks)
+        begun = None
+        if not resume:
+            config, begun = begun_from(config, model)
+            model = model if begun is None else (begun.model, begun.tokenizer)
         config = setup.named(config, env)
         probe = setup.env_factory(config, env)()
         self.config = config = setup.resolve(config, probe, model)
@@ -97,6 +102,8 @@ class Trainer:
                 )
         else:
             self.policy = setup.make_policy(config, probe, model)
+            if begun is not None:
+                keep_heads(self.policy, begun)
         self._check_segments(probe)
         setup.close(probe)
         self._noise = generator(config.seed, ACTING)
