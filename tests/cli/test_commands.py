@@ -31,6 +31,14 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"sacglam {sacglam.__version__}\n"
 
 
+def test_help_says_where_a_plot_goes(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["plot", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "curve.png in the run's folder" in shown
+    assert "curves.png in the current folder" in shown
+
+
 def test_the_run_folder(run: Path):
     names = {p.name for p in run.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "eval.json", "curve.png", "checkpoints"} <= names

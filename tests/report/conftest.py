@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 FAMILIES = ("Grasp", "Grow plant")
 
@@ -59,6 +60,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         total: int = 12000,
         config: bool = True,
         evaluated: bool = True,
+        settings: Mapping[str, Any] | None = None,  # dotted names
+        evals_every: int = 0,  # steps between evaluations while training, whose success is half
         **row: Any,
     ) -> Path:
         folder = tmp_path / name
@@ -69,7 +72,17 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 f"replay: {{her_ratio: {her_ratio}}}\nseed: {seed}\nout: {folder}\n"
                 f"total_steps: {total}\n"
             )
+        if settings:
+            values = yaml.safe_load((folder / "config.yaml").read_text())
+            for name, value in settings.items():
+                section, _, field = name.rpartition(".")
+                (values.setdefault(section, {}) if section else values)[field] = value
+            (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         rows = [metrics_row(steps, **row) for steps in range(500, total + 1, 500)]
+        for row_ in rows:
+            if evals_every and row_["env_steps"] % evals_every == 0:
+                success = {family: rate / 2 for family, rate in row_["success"].items()}
+                row_["eval"] = {"success": success, "success_mean": row_["success_mean"] / 2}
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         if evaluated:
             (folder / "eval.json").write_text(json.dumps(evaluation()))

@@ -57,7 +57,9 @@ def test_one_run_draws_every_family_and_its_references(
     assert set(labels(figure)) == {
         "Grasp", "Grow plant", "random agent", "expert", "final evaluation, 95 % CI",
     }  # fmt: skip
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("environment steps", "success (%)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "environment steps", "success in training (%)",
+    )  # fmt: skip
     assert axes.get_title(loc="left") == "playground/small, tiny-t5, seed 0"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (grasp,) = line_through(figure, 100 * rows[-1]["success"]["Grasp"])
@@ -93,6 +95,8 @@ def test_evaluations_while_training_are_marked(make_run: MakeRun, figures: list[
     plot_runs(_with_evals(make_run))
     without, marked = figures
     assert "evaluation" not in labels(without)
+    assert without.axes[0].get_ylabel() == "success in training (%)"
+    assert marked.axes[0].get_ylabel() == "success (%)"  # the legend names both
     assert {"evaluation", "training episodes"} <= set(labels(marked))
     assert "random agent" not in labels(marked)  # no eval.json, no reference
 
@@ -200,6 +204,87 @@ def test_configurations_get_a_panel_per_family(
     )
     assert with_her.get_color() != without.get_color()
     assert with_her.get_ydata()[14] > 80 > 20 > without.get_ydata()[14]
+
+
+def drawn(figure: Figure, *, panel: int = 0) -> list[tuple[list[float], list[float]]]:
+    """The lines of a panel that are neither a reference nor a final evaluation."""
+    lines = [line for line in figure.axes[panel].lines if len(set(line.get_xdata())) > 1]
+    curves = [line for line in lines if list(line.get_xdata()) != [0, 1]]
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in curves]
+
+
+def test_configurations_are_compared_by_evaluations_where_all_have_them(
+    make_run: MakeRun, figures: list[Figure], tmp_path: Path
+) -> None:
+    runs = [
+        make_run(f"{ratio}-{seed}", seed=seed, her_ratio=ratio, evals_every=every)
+        for ratio, seed, every in ((0.8, 0, 2000), (0.8, 1, 2000), (0.0, 0, 4000), (0.5, 0, 12000))
+    ]
+    plot_runs(runs[:3], tmp_path / "evaluations.png")
+    plot_runs(runs, tmp_path / "training.png")  # the last one has a single evaluation
+    evaluations, training = figures
+    assert evaluations.axes[0].get_ylabel() == "success in\nevaluations (%)"
+    assert training.axes[0].get_ylabel() == "success in\ntraining (%)"
+    row = json.loads((runs[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [steps for steps, _ in drawn(evaluations)] == [
+        list(range(2000, 12001, 2000)), [4000, 8000, 12000],
+    ]  # fmt: skip
+    assert [len(steps) for steps, _ in drawn(training)] == [24, 24, 24]
+    for _, success in drawn(evaluations):
+        assert success[-1] == pytest.approx(50 * row["success"]["Grasp"])
+    for _, success in drawn(training):
+        assert success[-1] == pytest.approx(100 * row["success"]["Grasp"])
+
+
+def test_seeds_may_be_evaluated_at_other_steps(
+    make_run: MakeRun, figures: list[Figure], tmp_path: Path
+) -> None:
+    runs = [
+        make_run(f"s{seed}", seed=seed, total=total, evals_every=every,
+                 settings={"eval.interval": every})
+        for seed, total, every in ((0, 12000, 3000), (1, 12000, 4000), (2, 2000, 1000))
+    ]  # fmt: skip
+    plot_runs(runs[:2], tmp_path / "both.png")
+    plot_runs([runs[0], runs[2]], tmp_path / "apart.png")
+    both, apart = figures
+    assert both.axes[0].get_title(loc="left") == "playground/small, tiny-t5, 2 seeds"
+    assert [4000, 6000, 8000, 9000, 12000] in [steps for steps, _ in drawn(both)]
+    assert "evaluation" not in labels(apart)  # no step that the evaluations of both cover
+    assert apart.axes[0].get_ylabel() == "success in training (%)"
+
+
+def test_training_beside_evaluations_is_pale_also_of_seeds(
+    make_run: MakeRun, figures: list[Figure], tmp_path: Path
+) -> None:
+    plot_runs([make_run(f"s{i}", seed=i, evals_every=4000) for i in (0, 1)], tmp_path / "out.png")
+    by_points = {len(line.get_xdata()): line for line in figures[0].axes[0].lines}
+    assert by_points[24].get_alpha() < 1
+    assert by_points[3].get_alpha() is None
+
+
+def test_training_begins_once_as_many_episodes_ended_as_there_are_environments(
+    make_run: MakeRun, figures: list[Figure]
+) -> None:
+    # An episode takes 15 steps: 500 // 15 = 33 have ended at the first line, 66 at the second.
+    for environments, first in ((33, 500), (34, 1000), (100_000, 500)):  # of the last, all lines
+        plot_runs(make_run(f"{environments}", settings={"env.num_envs": environments}))
+        assert [steps[0] for steps, _ in drawn(figures[-1])] == [first, first]
+
+
+def test_families_have_the_same_colours_whichever_was_seen_first(
+    make_run: MakeRun, figures: list[Figure]
+) -> None:
+    for name in ("a", "b"):
+        folder = make_run(name)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        del rows[0]["success"]["Grow plant" if name == "a" else "Grasp"]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        plot_runs(folder)
+    colours = [
+        {line.get_label(): line.get_color() for line in figure.legends[0].get_lines()}
+        for figure in figures
+    ]
+    assert colours[0]["Grasp"] == colours[1]["Grasp"] != colours[0]["Grow plant"]
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,54 @@ def test_models_speak_for_themselves(make_run: MakeRun) -> None:
     assert common_setting(runs) == "playground/small"
 
 
+def test_the_algorithm_comes_first_and_what_it_does_not_use_is_left_out(make_run: MakeRun) -> None:
+    made = iter("abcde")
+
+    def group_labels(*settings: dict[str, object]) -> list[str]:
+        name = next(made)
+        runs = [
+            read_run(make_run(f"{name}{seed}", seed=seed, settings=setting))
+            for seed, setting in enumerate(settings)
+        ]
+        return [group.label for group in group_runs(runs)]
+
+    unused_by_ppo = {
+        "sac.gamma": 0.9, "replay.her_strategy": "none", "critic.kind": "reencode",
+        "critic.heads": 1, "critic.layers": [8], "critic.huber": 1.0, "optim.batch_size": 32,
+        "optim.actor_weight": 2.0, "learning_starts": 7, "steps_per_update": 9.0,
+        "critic_warmup": 3,
+    }  # fmt: skip
+    sac, ppo = {"sac.gamma": 0.95, "algo": "sac"}, {"sac.gamma": 0.95, "algo": "ppo"}
+    assert group_labels(sac, {**ppo, **unused_by_ppo}) == ["algo=sac, seed 0", "algo=ppo, seed 1"]
+    assert group_labels(ppo, {**ppo, **unused_by_ppo}) == ["b0, 2 seeds"]
+    assert group_labels(sac, {**sac, "ppo.clip": 0.1}) == ["c0, 2 seeds"]
+    assert group_labels(ppo, {**ppo, "ppo.clip": 0.1}) == [
+        "ppo.clip=unset, seed 0", "ppo.clip=0.1, seed 1",
+    ]  # fmt: skip
+    assert group_labels(
+        sac, {**sac, "sac.gamma": 0.8}, {**ppo, "sac.gamma": 0.5}, {**ppo, "optim.lr": 0.1}
+    ) == [
+        "algo=sac, sac.gamma=0.95, optim.lr=unset, seed 0",
+        "algo=sac, sac.gamma=0.8, optim.lr=unset, seed 1",
+        "algo=ppo, optim.lr=unset, seed 2",
+        "algo=ppo, optim.lr=0.1, seed 3",
+    ]
+
+
+def test_how_often_a_run_is_evaluated_does_not_set_seeds_apart(make_run: MakeRun) -> None:
+    settings = [
+        {"eval.interval": 100, "eval.episodes": 8, "eval.interval_episodes": 8},
+        {"eval.interval": 200, "eval.episodes": 16, "eval.interval_episodes": 4},
+        {"eval.greedy": False},
+        {"eval.temperature": 0.5},
+    ]
+    runs = [
+        read_run(make_run(f"s{seed}", seed=seed, settings=setting))
+        for seed, setting in enumerate(settings)
+    ]
+    assert [len(group.runs) for group in group_runs(runs)] == [2, 1, 1]
+
+
 def test_the_same_run_twice_is_not_two_seeds(make_run: MakeRun) -> None:
     groups = group_runs([read_run(make_run("a")), read_run(make_run("b"))])
     assert [g.label for g in groups] == ["a, 2 runs"]

@@ -79,7 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     plot = commands.add_parser("plot", help="draw learning curves of one or more runs")
     plot.add_argument("dirs", metavar="DIR", nargs="+")
-    plot.add_argument("--out", default=None, metavar="FILE", help=".png, .pdf or .svg")
+    plot.add_argument(
+        "--out",
+        default=None,
+        metavar="FILE",
+        help=".png, .pdf or .svg [curve.png in the run's folder; of several runs, "
+        "curves.png in the current folder]",
+    )
     plot.set_defaults(run="plot")
 
     bench = commands.add_parser("bench", help="run a throughput suite of bench/")

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".png", ".pdf", ".svg")
 _MAX_PANELS = 12
+_PALE = 0.45  # training beside evaluations
+_EVALUATION = "evaluation"
 
 
 def plot_runs(
@@ -42,10 +44,11 @@ def plot_runs(
 ) -> Path:
     """Draw success by goal family against environment steps.
 
-    One configuration gives one panel with a line per family; several give one panel per family
-    with a line per configuration. Runs that differ by their seed alone become their mean, with a
-    band from the lowest to the highest. The random baseline and the expert of eval.json are thin
-    dashed and dotted lines.
+    One configuration gives one panel with a line per family, in training and in evaluations.
+    Several give one panel per family with a line per configuration: of the evaluations where every
+    run has two or more, otherwise of training. The label of the axis or the legend says which.
+    Runs that differ by their seed alone become their mean, with a band from the lowest to the
+    highest. The random baseline and the expert of eval.json are thin dashed and dotted lines.
 
     Args:
         run_dirs: one or more folders of runs.
@@ -83,7 +86,7 @@ def plot_runs(
 def _series(run: Run, family: str, *, evals: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Environment steps [N] and success in % [N], without the intervals that lack the family."""
     steps, values = [], []
-    for row in run.metrics:
+    for row in run.metrics if evals else run.settled():
         source = row.get("eval") if evals else row
         if not isinstance(source, Mapping):
             continue
@@ -97,13 +100,21 @@ def _series(run: Run, family: str, *, evals: bool = False) -> tuple[np.ndarray, 
     return np.asarray(steps), np.asarray(values)
 
 
+def _known(
+    runs: Sequence[Run], family: str, *, evals: bool = False
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The series of the runs that know the family."""
+    found = [_series(run, family, evals=evals) for run in runs]
+    return [series for series in found if len(series[0])]
+
+
 def _last_step(run: Run) -> float:
     return max(float(run.metrics[-1]["env_steps"]), 1.0)
 
 
 def _families(runs: Sequence[Run]) -> list[str]:
-    families = list(dict.fromkeys(family for run in runs for family in run.families()))
-    return families or ["all"]
+    """By name, so that runs of an environment have the same colours whichever was seen first."""
+    return sorted({family for run in runs for family in run.families()}) or ["all"]
 
 
 def _evaluated(runs: Sequence[Run], family: str, key: str | None = None) -> list[float]:
@@ -145,7 +156,8 @@ def _families_figure(group: Group) -> Figure:
     _draw_finals(axes, finals, kinds, slot=0.03)
     heading = ", ".join(p for p in (common_setting(group.runs), seeds_label(group.runs)) if p)
     axes.set_title(heading, loc="left", color="0.25")
-    label_axes(axes, x=True, y=True)
+    # With evaluations, the legend names both.
+    label_axes(axes, x=True, y="success (%)" if _EVALUATION in kinds else "success in training (%)")
     add_legend(figure, handles, list(kinds.values()))
     return figure
 
@@ -163,13 +175,15 @@ def _panels_figure(groups: Sequence[Group]) -> Figure:
     height = 2.6 if columns == 1 else 0.5 + 1.7 * rows
     figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    evals = all(run.evaluations > 1 for run in runs)
+    success = f"success in\n{'evaluations' if evals else 'training'} (%)"
     kinds: dict[str, Line2D] = {}
     for p, axes in enumerate(grid.flat):
         if p >= len(shown):
             axes.set_visible(False)
             continue
         for i, group in enumerate(groups):
-            _draw_group(axes, group.runs, shown[p], look_of(i), kinds, evals=False)
+            _draw_lines(axes, _known(group.runs, shown[p], evals=evals), look_of(i), kinds)
         _draw_references(axes, runs, [shown[p]], kinds, coloured=False)
         finish_axes(axes, max(map(_last_step, runs)), ticks=7 if columns == 1 else 5)
         finals = [(group.runs, shown[p], look_of(i)) for i, group in enumerate(groups)]
@@ -177,7 +191,7 @@ def _panels_figure(groups: Sequence[Group]) -> Figure:
         axes.set_title(shown[p], loc="left")
         lowest = p + columns >= len(shown)
         axes.tick_params(labelbottom=lowest)
-        label_axes(axes, x=lowest, y=p % columns == 0)
+        label_axes(axes, x=lowest, y=success if p % columns == 0 else None)
     handles = [Line2D([], [], lw=1.8, label=g.label, **look_of(i)) for i, g in enumerate(groups)]
     heading = common_setting(runs)
     if len(shown) < len(families):
@@ -194,55 +208,57 @@ def _draw_group(
     family: str,
     look: Mapping[str, Any],
     kinds: dict[str, Line2D],
-    *,
-    evals: bool = True,
 ) -> None:
-    """The success of one family in one configuration."""
-    colour = look["color"]
-    line_style = {"color": colour, "linestyle": look["linestyle"]}
-    training = [_series(run, family) for run in runs]
-    training = [series for series in training if len(series[0])]
-    evaluated = [_series(run, family, evals=True) for run in runs] if evals else []
-    evaluated = [series for series in evaluated if len(series[0])]
-    markers = markers_of(look)
-    # A few markers on the training line, unless markers stand for evaluations.
-    if len(training) == 1:
-        steps, values = training[0]
-        every = max(1, len(steps) // 6)
-        light = 0.45 if evaluated else 1.0
-        extra = {} if evaluated else {**markers, "markevery": (every // 2, every)}
-        axes.plot(
-            steps, values, lw=1.4, alpha=light, clip_on=False, zorder=3, **line_style, **extra
-        )
-    elif training:
-        _draw_band(axes, training, line_style, {} if evaluated else markers)
-        add_kind(kinds, "range over seeds", color=GREY, lw=6, alpha=0.25, solid_capstyle="butt")
-    if evaluated:
-        steps, values = _mean_of(evaluated)
+    """The success of one family in one configuration: pale in training beside evaluations."""
+    training, evaluated = _known(runs, family), _known(runs, family, evals=True)
+    steps, values = _mean_of(evaluated)
+    _draw_lines(axes, training, look, kinds, pale=len(steps) > 0)
+    if len(steps):
+        markers = markers_of(look)
+        line_style = {"color": look["color"], "linestyle": look["linestyle"]}
         axes.plot(steps, values, lw=1.4, clip_on=False, zorder=3, **line_style, **markers)
-        add_kind(kinds, "training episodes", color=GREY, lw=1.4, alpha=0.45)
-        add_kind(kinds, "evaluation", color=GREY, lw=1.4, **{**markers, "marker": "o"})
+        if training:
+            add_kind(kinds, "training episodes", color=GREY, lw=1.4, alpha=_PALE)
+        add_kind(kinds, _EVALUATION, color=GREY, lw=1.4, **{**markers, "marker": "o"})
+
+
+def _draw_lines(
+    axes: Axes,
+    series: Sequence[tuple[np.ndarray, np.ndarray]],
+    look: Mapping[str, Any],
+    kinds: dict[str, Line2D],
+    *,
+    pale: bool = False,
+) -> None:
+    """One run as a line, several as their mean and range over the steps that all runs cover, with
+    thin lines where some went on alone. A few markers, unless pale."""
+    if not series:
+        return
+    line_style = {"color": look["color"], "linestyle": look["linestyle"]}
+    several = len(series) > 1
+    steps, mean = _mean_of(series)
+    if several:
+        _draw_band(axes, series, line_style)
+        add_kind(kinds, "range over seeds", color=GREY, lw=6, alpha=0.25, solid_capstyle="butt")
+    if len(steps):
+        every = max(1, len(steps) // 6)
+        extra = {} if pale else {**markers_of(look), "markevery": (every // 2, every)}
+        axes.plot(
+            steps, mean, lw=1.6 if several else 1.4, alpha=_PALE if pale else 1.0, clip_on=False,
+            zorder=3, **line_style, **extra,
+        )  # fmt: skip
 
 
 def _draw_band(
-    axes: Axes,
-    series: Sequence[tuple[np.ndarray, np.ndarray]],
-    line_style: Mapping[str, Any],
-    markers: Mapping[str, Any],
+    axes: Axes, series: Sequence[tuple[np.ndarray, np.ndarray]], line_style: Mapping[str, Any]
 ) -> None:
-    """Mean and range over the steps that all runs cover; thin lines where some went on alone."""
+    """The range over the steps that all runs cover; thin lines where some went on alone."""
     steps, table = _common(series)
     end = steps[-1] if len(steps) else -np.inf
     if len(steps):
-        colour = line_style["color"]
-        every = max(1, len(steps) // 6)
         axes.fill_between(
-            steps, table.min(axis=0), table.max(axis=0), color=colour, alpha=0.18, lw=0
+            steps, table.min(axis=0), table.max(axis=0), color=line_style["color"], alpha=0.18, lw=0
         )
-        axes.plot(
-            steps, table.mean(axis=0), lw=1.6, clip_on=False, zorder=3, **line_style, **markers,
-            markevery=(every // 2, every),
-        )  # fmt: skip
     for x, y in series:
         beyond = x >= end
         if beyond.sum() > 1:
@@ -258,6 +274,9 @@ def _common(series: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 
 
 def _mean_of(series: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [N] that every run covers, and the mean there [N]."""
+    if not series:
+        return np.empty(0), np.empty(0)
     if len(series) == 1:
         return series[0]
     steps, table = _common(series)

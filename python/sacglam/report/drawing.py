@@ -74,11 +74,11 @@ def finish_axes(axes: Axes, last_step: float, ticks: int) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _steps_label(value)))
 
 
-def label_axes(axes: Axes, *, x: bool, y: bool) -> None:
+def label_axes(axes: Axes, *, x: bool, y: str | None) -> None:
     if x:
         axes.set_xlabel("environment steps")
-    if y:
-        axes.set_ylabel("success (%)")
+    if y is not None:
+        axes.set_ylabel(y)
 
 
 def _steps_label(value: float) -> str:

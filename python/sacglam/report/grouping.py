@@ -13,6 +13,17 @@ from .runs import Run
 _REPETITION_KEYS = {
     "seed", "out", "device", "threads", "total_steps", "log_interval", "checkpoint_interval",
     "checkpoint_minutes", "keep_checkpoints", "env.processes", "optim.micro_batch",
+    "eval.interval", "eval.episodes", "eval.interval_episodes",
+}  # fmt: skip
+
+# Fields, or sections of them, that an algorithm does not use (docs/algorithms.md).
+_UNUSED = {
+    "sac": ("ppo",),
+    "ppo": (
+        "sac", "replay", "critic.kind", "critic.heads", "critic.layers", "critic.huber",
+        "optim.batch_size", "optim.actor_weight", "learning_starts", "steps_per_update",
+        "critic_warmup",
+    ),
 }  # fmt: skip
 
 
@@ -25,7 +36,8 @@ class Group:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Put runs that differ by their seed alone together; name each group by what sets it apart.
+    """Put runs that differ by their seed alone together; name each group by what sets it apart, the
+    algorithm first. Fields that a run's algorithm does not use count for neither.
 
     Runs without a config.yaml stay alone and are named after their folder.
     """
@@ -33,13 +45,14 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     settings: list[dict[str, str]] = []
     for position, run in enumerate(runs):
         flat = _flatten(run.config)
-        same = {k: v for k, v in flat.items() if k not in _REPETITION_KEYS}
+        same = {k: v for k, v in flat.items() if k not in _REPETITION_KEYS and _uses(flat, k)}
         key = tuple(sorted(same.items())) if same else position
         if key not in keyed:
             settings.append(same)
         keyed.setdefault(key, []).append(run)
     names = list(dict.fromkeys(name for setting in settings for name in setting))
-    apart = [n for n in names if len({setting.get(n) for setting in settings}) > 1]
+    names.sort(key=lambda name: name != "algo")
+    apart = [n for n in names if len({s.get(n) for s in settings if _uses(s, n)}) > 1]
     groups = []
     for members, setting in zip(keyed.values(), settings, strict=True):
         label = _apart_label(apart, setting) or _folder_name(members[0])
@@ -47,9 +60,17 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
+def _uses(setting: Mapping[str, str], name: str) -> bool:
+    """Whether the algorithm of a flat configuration uses the field."""
+    unused = _UNUSED.get(setting.get("algo", "sac"), ())
+    return not any(name == field or name.startswith(f"{field}.") for field in unused)
+
+
 def _apart_label(apart: list[str], setting: Mapping[str, str]) -> str:
     parts = []
     for name in apart:
+        if not _uses(setting, name):
+            continue
         value = setting.get(name, "unset")
         # Environments and models speak for themselves; the rest reads like the flag it is.
         section = name.removesuffix(".id")

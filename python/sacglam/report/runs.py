@@ -29,6 +29,20 @@ class Run:
         at = number(known.get("env_steps"))
         return None if at is not None and at < self.metrics[-1]["env_steps"] else known or None
 
+    @property
+    def evaluations(self) -> int:
+        """How often the run has been evaluated while training."""
+        return sum(isinstance(row.get("eval"), dict) for row in self.metrics)
+
+    def settled(self) -> list[dict[str, Any]]:
+        """The metrics from when as many episodes have ended as there are environments: of those
+        under way, short ones end first, and these are mostly successes. All, where fewer than two
+        log lines would be left."""
+        env = self.config.get("env")
+        least = (number(env.get("num_envs")) if isinstance(env, dict) else None) or 0
+        rows = [row for row in self.metrics if (number(row.get("episodes")) or 0) >= least]
+        return rows if len(rows) > 1 else self.metrics
+
     def families(self) -> list[str]:
         """Every goal family with a success rate, in order of first appearance."""
         seen: dict[str, None] = {}
