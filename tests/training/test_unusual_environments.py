@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from sacglam import Callback, TrainConfig, Trainer, make_env, register_env
+from sacglam import Callback, TrainConfig, Trainer, check_env, make_env
 from sacglam.envs.playground import PRESETS, PlaygroundText
 from sacglam.errors import (
     CheckpointError,
@@ -181,6 +183,77 @@ def test_what_is_no_environment_is_named(quick_config: Any):
     for name in (":Name", "module:"):
         with pytest.raises(UnknownEnvironmentError, match="names no environment"):
             make_env(name)
+
+
+class Broken(Small):
+    """Says another thing after some steps; 0 is the reset."""
+
+    def __init__(self, at: int, change: Callable[[Any], Any], *, words: bool) -> None:
+        super().__init__()
+        self.at, self.change, self.steps = at, change, 0
+        if not words:
+            self.vocabulary = None  # type: ignore[assignment]
+
+    def reset(self, **options: Any) -> Any:
+        self.steps = 0
+        return self._said(super().reset(**options))
+
+    def step(self, action: str) -> Any:
+        self.steps += 1
+        return self._said(super().step(action))
+
+    def _said(self, result: Any) -> Any:
+        return self.change(result) if self.steps == self.at else result
+
+
+def informed(**values: Any) -> Callable[[Any], Any]:
+    return lambda result: (*result[:-1], {**result[-1], **values})
+
+
+def without(name: str) -> Callable[[Any], Any]:
+    return lambda result: (*result[:-1], {k: v for k, v in result[-1].items() if k != name})
+
+
+BREACHES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "no actions": ("possible-actions-empty", informed(possible_actions=[])),
+    "no goal": ("info", without("goal")),
+    "no observation": ("observation", lambda result: (None, *result[1:])),
+    "a number among the actions": ("possible-actions", informed(possible_actions=["wait", 3])),
+    "one text of actions": ("possible-actions", informed(possible_actions="wait")),
+    "a blank action": ("possible-actions-blank", informed(possible_actions=["wait", " "])),
+    "half of a pair": ("surrogates", informed(possible_actions=["wait \ud800"])),
+}
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["collected", "listed"])
+@pytest.mark.parametrize("at", [0, 1], ids=["reset", "step"])
+@pytest.mark.parametrize("breach", [*BREACHES, "another shape"])
+def test_what_breaks_the_protocol_is_named_before_training(
+    quick_config: Any, breach: str, at: int, words: bool
+):
+    shape = f"result-of-{'step' if at else 'reset'}"
+    rule, change = BREACHES.get(breach, (shape, lambda result: result[:-1] if at else result[0]))
+    env = Broken(at, change, words=words)
+    named = f"rule '{rule}' at .*To do: "
+    with pytest.raises(EnvironmentProtocolError, match=named) as checked:
+        check_env(env)
+    if words and at:  # nothing is stepped before
+        trainer = Trainer(quick_config(), env=env)
+        with pytest.raises(EnvironmentProtocolError, match=named):
+            trainer.train()
+        return
+    with pytest.raises(EnvironmentProtocolError, match=named) as caught:
+        Trainer(quick_config(), env=env)
+    assert str(caught.value) == str(checked.value)
+
+
+@pytest.mark.parametrize("texts", ["press red", ["press", 3], 7, ["press \ud800"]], ids=repr)
+def test_a_vocabulary_of_something_else_is_named(quick_config: Any, texts: Any):
+    env = Small()
+    env.vocabulary = texts
+    rule = "surrogates" if texts == ["press \ud800"] else "vocabulary"
+    with pytest.raises(EnvironmentProtocolError, match=f"rule '{rule}'"):
+        Trainer(quick_config(), env=env)
 
 
 def test_an_expert_s_action_must_be_possible(quick_config: Any):

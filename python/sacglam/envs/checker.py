@@ -19,6 +19,7 @@ LONGEST_EPISODE = 20_000
 GOALS_TRIED = 8
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
+_TOKENS = re.compile(r"\([^)\s]*\)|\w+|[^\w\s]")  # the words of the tiny models
 
 
 def check_env(env: Any, *, episodes: int = 3, seed: int = 0) -> None:
@@ -139,6 +140,12 @@ class _Player:
                     if word not in self.words:
                         found = f"the word {word!r} of {text!r} is not in it"
                         raise broken(rules.VOCABULARY, found, step=step)
+        alike: dict[tuple[str, ...], str] = {}
+        for action in info["possible_actions"]:
+            other = alike.setdefault(tuple(_TOKENS.findall(action)), action)
+            if other != action:
+                found = f"{other!r} and {action!r} are the same words: tokens may not differ"
+                raise broken(rules.LIKE_ACTIONS, found, step=step)
         family_of = _optional(self.env, "goal_family")
         if family_of is not None:
             family = family_of(info["goal"])
@@ -163,6 +170,7 @@ def _check_attributes(env: Any) -> frozenset[str] | None:
     instruction = _optional(env, "instruction")
     if instruction is not None and not isinstance(instruction, str):
         raise broken(rules.INSTRUCTION, f"it is a {type(instruction).__name__}", step=0)
+    rules.validate_encoding([instruction or ""])
     seen: set[str] = set()
     for name in ("train_goals", "test_goals"):
         goals = _optional(env, name)
@@ -177,9 +185,8 @@ def _check_attributes(env: Any) -> frozenset[str] | None:
     texts = _optional(env, "vocabulary")
     if texts is None:
         return None
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
-        raise broken(rules.VOCABULARY, "it is no list of str", step=0)
-    return frozenset(word for text in texts for word in _WORDS.findall(text))
+    known = rules.validate_vocabulary(texts)
+    return frozenset(word for text in known for word in _WORDS.findall(text))
 
 
 def _check_options(env: Any, player: _Player, seed: int) -> None:

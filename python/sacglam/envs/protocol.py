@@ -14,7 +14,7 @@ An environment is a plain object:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from sacglam.errors import EnvironmentProtocolError
@@ -68,6 +68,14 @@ NO_ACTIONS = Rule(
 )
 TWIN_ACTIONS = Rule("possible-actions-unique", "list every action once")
 BLANK_ACTION = Rule("possible-actions-blank", "list no empty or blank action")
+LIKE_ACTIONS = Rule(
+    "possible-actions-alike", "list no two actions that differ in white space alone: strip them"
+)
+SURROGATE = Rule(
+    "surrogates",
+    "clean texts with text.encode(errors='replace').decode(), or read the file that they come from "
+    "with open(..., errors='replace')",
+)
 ACHIEVED = Rule(
     "achieved-goals",
     "list the goals that the transition newly satisfied in info['achieved_goals'], as str "
@@ -174,6 +182,38 @@ def validate_step(
     return Transition(obs, value, bool(terminated), bool(truncated), info)
 
 
+def validate_encoding(texts: Iterable[str], *, step: int = 0, env: int | None = None) -> None:
+    """Checks that texts can be encoded: tokenizers cannot take those with half of a surrogate pair.
+
+    Raises:
+        EnvironmentProtocolError: names the rule, the step and `env`.
+    """
+    for text in texts:
+        if text.isascii():  # which a str knows of itself
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = (
+                f"the text {_brief(text)} has half of a surrogate pair at character {error.start}, "
+                "which no encoding has"
+            )
+            raise broken(SURROGATE, found, step=step, env=env) from None
+
+
+def validate_vocabulary(texts: Any) -> list[str]:
+    """Checks an environment's attribute `vocabulary`, and returns it as a list.
+
+    Raises:
+        EnvironmentProtocolError: names the rule.
+    """
+    listed = isinstance(texts, Collection) and not isinstance(texts, str)
+    if not listed or not all(isinstance(text, str) for text in texts):
+        raise broken(VOCABULARY, "it is no list of str", step=0)
+    validate_encoding(texts)
+    return list(texts)
+
+
 def _validate_state(obs: Any, info: Any, step: int, env: int | None) -> None:
     if not isinstance(obs, str) or not obs.strip():
         raise broken(OBSERVATION, f"the observation is {_brief(obs)}", step=step, env=env)
@@ -197,6 +237,8 @@ def _validate_state(obs: Any, info: Any, step: int, env: int | None) -> None:
     for action in actions:
         if not action or action.isspace():
             raise broken(BLANK_ACTION, f"an action is {action!r}", step=step, env=env)
+    texts = (obs, goal, family or "", *actions, *info["achieved_goals"])
+    validate_encoding(texts, step=step, env=env)
 
 
 def _validate_texts(texts: Any, kind: Rule, twin: Rule, step: int, env: int | None) -> None:

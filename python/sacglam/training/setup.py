@@ -15,6 +15,12 @@ import torch
 
 from ..config import EnvConfig, LoraConfig, TrainConfig
 from ..envs import make_env
+from ..envs.protocol import (
+    validate_encoding,
+    validate_reset,
+    validate_step,
+    validate_vocabulary,
+)
 from ..envs.registry import GIVEN, checked
 from ..envs.vector import VectorEnv, find
 from ..errors import ConfigError
@@ -187,6 +193,7 @@ def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None)
             f"the environment's attribute `instruction` is {instruction!r}; it is a text that "
             "begins every prompt: set prompt.instruction, or give the attribute another name"
         )
+    validate_encoding([instruction])
     prompt = dataclasses.replace(
         config.prompt,
         history=config.prompt.history if config.prompt.history is not None else history,
@@ -331,10 +338,14 @@ def make_template(config: TrainConfig) -> PromptTemplate:
 
 
 def vocabulary(env: Any) -> list[str]:
-    """Texts holding every word of an environment: its own list, or what random episodes show."""
+    """Texts holding every word of an environment: its own list, or what random episodes show.
+
+    Raises:
+        EnvironmentProtocolError: the environment breaks a rule of the protocol, which is named.
+    """
     own = attribute(env, "vocabulary")
     if own is not None:
-        return list(own)
+        return validate_vocabulary(own)
     warnings.warn(
         "the environment has no `vocabulary`: the tiny model's words are collected from 50 to 200 "
         "random episodes, and a word that only occurs later becomes unknown. Give it an attribute "
@@ -354,13 +365,15 @@ def vocabulary(env: Any) -> list[str]:
 
     for k in range(200):
         known = len(words)
-        observation, info = env.reset(seed=k)
+        observation, info = validate_reset(env.reset(seed=k))
         see(observation, info)
-        for _ in range(200):
-            step = env.step(chance.choice(info["possible_actions"]))
-            observation, info = step[0], step[4]
-            see(observation, info)
-            if step[2] or step[3]:
+        goal = info["goal"]
+        for number in range(1, 201):
+            result = env.step(chance.choice(info["possible_actions"]))
+            step = validate_step(result, step=number, goal=goal)
+            info = step.info
+            see(step.obs, info)
+            if step.terminated or step.truncated:
                 break
         nothing_new = nothing_new + 1 if len(words) == known else 0
         if nothing_new == 50:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import TrainConfig
+from ..envs.protocol import validate_reset
 from ..errors import (
     CheckpointError,
     ConfigError,
@@ -55,6 +56,7 @@ class Trainer:
 
     Raises:
         RunFolderError: `config.out` already holds a run (or, when resuming, holds none).
+        EnvironmentProtocolError: the environment breaks a rule, which is named.
         ConfigError, UnknownEnvironmentError, UnknownModelError, UnsupportedModelError: see there.
     """
 
@@ -454,7 +456,8 @@ class Trainer:
 
     def _check_segments(self, env: Any) -> None:
         """Warn once if segments do not tokenise as the whole prompt does."""
-        observation, info = env.reset(seed=0, options=self._reset_options or None)
+        result = env.reset(seed=0, options=self._reset_options or None)
+        observation, info = validate_reset(result)
         self.policy.codec.check(info["goal"], observation, info["possible_actions"])
 
     def _warn_if_untrained(self) -> None:
