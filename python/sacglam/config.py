@@ -29,6 +29,7 @@ class EnvConfig:
     num_envs: int = 16  # environments stepped together, one scoring pass for all
     processes: int = 0  # worker processes; 0 steps in this process (ours: fastest above 1k steps/s)
     split: str = "train"  # which goals are trained on, for environments that split them
+    max_steps: int | None = None  # time limit of every episode [steps]; null: the environment's own
 
 
 @dataclass(frozen=True)
@@ -359,6 +360,7 @@ _CHOICES = {
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "env.num_envs": (1, 65536, True),
     "env.processes": (0, 1024, True),
+    "env.max_steps": (1, 1 << 40, True),
     "model.hidden_size": (4, 65536, True),
     "model.layers": (1, 1024, True),
     "model.heads": (1, 1024, True),

@@ -144,6 +144,10 @@ def unpaid(self: Lights, action: str) -> Any:
     return obs, 0.0, False, truncated, info
 
 
+def without_family(self: Lights, achieved: list[str]) -> dict[str, Any]:
+    return {"goal": self.goal, "possible_actions": self.actions(), "achieved_goals": achieved}
+
+
 dropped = object()
 
 BROKEN: list[tuple[str, Any]] = [
@@ -169,6 +173,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("goal-family", breaking(info=changed_info(goal_family=7))),
     ("goal-family-of-goal", breaking(info=changed_info(goal_family="hot"))),
     ("goal-family-of-goal", breaking(goal_family=lambda self, goal: None)),
+    ("goal-family-of-goal", breaking(goal_family=crash, info=without_family)),
     ("possible-actions", breaking(actions=lambda self: "press red")),
     ("possible-actions", breaking(actions=lambda self: ["press red", 5])),
     ("possible-actions-empty", breaking(actions=lambda self: [])),
@@ -279,6 +284,13 @@ def test_attributes_are_found_behind_a_wrapper() -> None:
     check_env(Wrapper(Lights()))
     with pytest.raises(EnvironmentProtocolError, match="'expert'"):
         check_env(Wrapper(breaking(expert_action=lambda self: "press pink")))
+
+
+def test_episodes_are_left_after_a_time_limit() -> None:
+    endless = breaking(step=steps_without_end)
+    check_env(endless, max_steps=50)
+    with pytest.raises(ConfigError, match="max_steps=0"):
+        check_env(endless, max_steps=0)
 
 
 def test_at_least_one_episode() -> None:

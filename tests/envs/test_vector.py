@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,25 @@ class Troubled:
 
     def where(self):
         return os.environ.get("OMP_NUM_THREADS")
+
+
+class Kinds:
+    """Has its families in a method alone."""
+
+    def __init__(self, family="warm"):
+        self.family = family
+
+    def info(self, **more):
+        return {"goal": "g", "possible_actions": ["wait", "end"], "achieved_goals": [], **more}
+
+    def reset(self, *, seed=None, options=None):
+        return "o", self.info(**(options or {}))
+
+    def step(self, action):
+        return "o", 1.0, action == "end", False, self.info()
+
+    def goal_family(self, goal):
+        return self.family and f"{self.family} {goal}"
 '''
 
 
@@ -158,6 +178,89 @@ def test_calls_and_attributes(make: Callable[..., Any]) -> None:
         assert vector.attribute(1, "train_goals") == make_env("playground/zoo").train_goals
         assert vector.attribute(1, "no_such_thing", "none") == "none"
         assert vector.call(0, "goal_family", "Grow any plant") == "Grow plant"
+
+
+def kinds_here(**kwargs: Any) -> VectorEnv:
+    return VectorEnv([make_env("troubled_of_test:Kinds", **kwargs.pop("made", {}))], **kwargs)
+
+
+def kinds_elsewhere(**kwargs: Any) -> ProcessVectorEnv:
+    return ProcessVectorEnv([("troubled_of_test:Kinds", kwargs.pop("made", {}))], **kwargs)
+
+
+PLACES = pytest.mark.parametrize("make", [kinds_here, kinds_elsewhere])
+
+
+@PLACES
+def test_a_time_limit_truncates(make: Callable[..., Any], troubled: str) -> None:
+    with make(max_steps=3) as vector:
+        for _ in range(2):
+            vector.reset(0, seed=0)
+            steps = [vector.step({0: "wait"})[0] for _ in range(3)]
+            assert [(s.terminated, s.truncated) for s in steps] == [
+                *[(False, False), (False, False), (False, True)]
+            ]
+            assert steps[-1].info["possible_actions"] == ["wait", "end"]
+            with pytest.raises(EnvironmentProtocolError, match="episode is over"):
+                vector.step({0: "wait"})
+        vector.reset(0, seed=0)
+        ends = [vector.step({0: action})[0] for action in ("wait", "wait", "end")]
+        assert ends[-1][2:4] == (True, False), "an episode that ends by itself is not cut"
+    with pytest.raises(ConfigError, match="max_steps=0"):
+        make(max_steps=0)
+
+
+@PLACES
+def test_a_family_is_asked_for_where_info_has_none(make: Callable[..., Any], troubled: str) -> None:
+    with make() as vector:
+        assert vector.reset(0, seed=0)[1]["goal_family"] == "warm g"
+        for own in ("cold", None):
+            assert vector.reset(0, seed=0, options={"goal_family": own})[1]["goal_family"] == own
+    with (
+        make(made={"family": None}) as vector,
+        pytest.raises(EnvironmentProtocolError, match="'goal-family-of-goal' at reset"),
+    ):
+        vector.reset(0, seed=0)
+
+
+def test_an_attribute_of_that_name_is_no_family(troubled: str) -> None:
+    env = make_env("troubled_of_test:Kinds")
+    env.goal_family = "warm"
+    assert "goal_family" not in VectorEnv([env]).reset(0, seed=0)[1]
+
+
+def test_an_episode_without_end_is_warned_of_once(troubled: str) -> None:
+    with kinds_here() as vector, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            vector.reset(0, seed=0)
+            for _ in range(1999):
+                vector.step({0: "wait"})
+        assert not caught
+        vector.step({0: "wait"})
+        assert len(caught) == 1
+        vector.step({0: "wait"})
+        vector.reset(0, seed=0)
+        for _ in range(2010):
+            vector.step({0: "wait"})
+        assert len(caught) == 1
+    assert caught[0].category is RuntimeWarning
+    for part in ("goal 'g'", "2000 steps", "must end", "truncated", "--env.max-steps"):
+        assert part in str(caught[0].message)
+
+
+def test_episodes_with_a_time_limit_are_not_warned_of(troubled: str) -> None:
+    with kinds_here(max_steps=2500) as vector, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vector.reset(0, seed=0)
+        assert [vector.step({0: "wait"})[0].truncated for _ in range(2500)].index(True) == 2499
+
+
+def test_what_the_program_itself_defines_is_no_worker_s(troubled: str) -> None:
+    kinds = importlib.import_module("troubled_of_test").Kinds
+    kinds.__module__ = "__main__"
+    with pytest.raises(ConfigError, match="Kinds is defined in __main__.*a file of its own"):
+        ProcessVectorEnv([kinds])
 
 
 def test_protocol_is_checked_at_each_step(troubled: str) -> None:

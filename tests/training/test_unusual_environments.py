@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from sacglam import Callback, TrainConfig, Trainer, make_env, register_env
-from sacglam import Callback, TrainConfig, Trainer, check_env, make_env
+from sacglam import Callback, TrainConfig, Trainer, check_env, make_env, register_env
+from sacglam.envs import vector
 from sacglam.envs.playground import PRESETS, PlaygroundText
 from sacglam.errors import (
     CheckpointError,
@@ -19,7 +21,9 @@ from sacglam.errors import (
     UnknownEnvironmentError,
 )
 from sacglam.training import checkpoint, setup
+from sacglam.training.check import check_training
 from sacglam.training.checkpoint import latest_checkpoint
+from sacglam.training.playing import play_episodes
 from sacglam.training.runner import evaluate_run
 
 SMALL = PRESETS["playground/small"]
@@ -132,6 +136,126 @@ def test_an_evaluation_that_never_ends_can_be_stopped(quick_config: Any):
         signal.signal(signal.SIGINT, before)
     assert (result.interrupted, result.env_steps) == (True, 0)
     assert steps < 100
+
+
+class Endless(Small):
+    """Play goes on for ever, or for so many steps."""
+
+    def __init__(self, longest: float = math.inf, pause_s: float = 0.0) -> None:
+        super().__init__()
+        self.longest, self.pause_s, self.steps = longest, pause_s, 0
+        self.begun = self.taken = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.steps = 0
+        self.begun += 1
+        return super().reset(**options)
+
+    def step(self, action: str) -> Any:
+        time.sleep(self.pause_s)
+        self.steps += 1
+        self.taken += 1
+        observation, _, terminated, truncated, info = super().step(action)
+        if terminated or truncated:  # begins again, unnoticed
+            goal = info["goal"]
+            observation, info = super().reset(options={"goal": goal})
+        return observation, 0.0, False, self.steps >= self.longest, info
+
+
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+def test_max_steps_ends_what_would_never_end(quick_config: Any, algo: str, capsys: Any):
+    config = quick_config(**{"env.max_steps": 7, "algo": algo, "ppo.rollout": 20})
+    result = Trainer(config, env=Endless()).train()
+    assert result.updates > 0
+    assert result.evaluation is not None
+    for found in (result.evaluation, evaluate_run(result.out, env=Endless(), episodes=4)):
+        assert found["length_mean"] == found["baseline_random"]["length_mean"] == 7
+    metrics = (result.out / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["episodes"] == 4 * (100 // 7)
+    play_episodes(result.out, env=Endless())
+    assert "time limit" in capsys.readouterr().out
+
+
+def test_max_steps_is_the_same_in_worker_processes(quick_config: Any):
+    found = []
+    for processes in (0, 2):
+        options = {"env.max_steps": 3, "env.processes": processes, "total_steps": 200}
+        result = Trainer(quick_config(f"in-{processes}", **options)).train()
+        assert result.evaluation is not None
+        found.append((result.evaluation["success"], result.evaluation["length_mean"]))
+        assert result.evaluation["baseline_random"]["length_mean"] <= 3
+    assert found[0] == found[1]
+
+
+def test_max_steps_is_heeded_before_a_run(quick_config: Any):
+    with pytest.raises(EnvironmentProtocolError, match=r"rule 'ends'.*env\.max_steps"):
+        check_training(quick_config(), env=Endless())
+    assert check_training(quick_config(**{"env.max_steps": 7}), env=Endless()).updates > 0
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_max_steps_is_at_least_one(value: int):
+    with pytest.raises(ConfigError, match=r"env\.max_steps is .* at least 1"):
+        TrainConfig().with_overrides({"env.max_steps": value})
+
+
+def test_long_episodes_of_evaluations_and_of_training_are_warned_of(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(vector, "LONG_EPISODE", 20)
+    options = {"eval.episodes": 4, "total_steps": 120}
+    with pytest.warns(
+        RuntimeWarning, match="has not ended after 20 steps.*--env.max-steps"
+    ) as said:
+        Trainer(quick_config(**options), env=Endless(25)).train()
+    # Environments to train and to evaluate say it apart.
+    assert len([w for w in said if "has not ended" in str(w.message)]) == 2
+
+
+def test_words_are_not_collected_for_ever(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(setup, "COLLECTING_S", 0.3)
+    env = Endless(pause_s=0.01)
+    env.vocabulary = None  # type: ignore[assignment]
+    begin = time.monotonic()
+    with pytest.warns(RuntimeWarning, match="is slow.* from 5 episodes.*`vocabulary`"):
+        texts = setup.vocabulary(env)
+    assert time.monotonic() - begin < 10
+    assert env.begun == 5
+    assert len(texts) > 10
+
+
+@pytest.mark.parametrize(("limit", "longest"), [(7, 7), (None, 2000)])
+def test_episodes_played_for_words_end(limit: int | None, longest: int):
+    class Waiting:
+        steps = most = 0
+
+        def info(self) -> Any:
+            return {"goal": "wait", "possible_actions": ["wait"], "achieved_goals": []}
+
+        def reset(self, **_: Any) -> Any:
+            self.steps = 0
+            return "wait", self.info()
+
+        def step(self, action: str) -> Any:
+            self.steps += 1
+            self.most = max(self.most, self.steps)
+            return "wait", 0.0, False, False, self.info()
+
+    env = Waiting()
+    with pytest.warns(RuntimeWarning, match="no `vocabulary`"):
+        setup.vocabulary(env, limit)
+    assert env.most == longest
+
+
+def test_a_family_comes_from_the_method_where_info_has_none(quick_config: Any):
+    class Quiet(Small):
+        def reset(self, **options: Any) -> Any:
+            observation, info = super().reset(**options)
+            return observation, {k: v for k, v in info.items() if k != "goal_family"}
+
+    result = Trainer(quick_config(total_steps=60), env=Quiet).train()
+    assert result.evaluation is not None
+    assert set(result.evaluation["success"]) == {"Grasp", "Grow plant"}
 
 
 @pytest.mark.parametrize(

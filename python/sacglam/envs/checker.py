@@ -22,7 +22,7 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 _TOKENS = re.compile(r"\([^)\s]*\)|\w+|[^\w\s]")  # the words of the tiny models
 
 
-def check_env(env: Any, *, episodes: int = 3, seed: int = 0) -> None:
+def check_env(env: Any, *, episodes: int = 3, seed: int = 0, max_steps: int | None = None) -> None:
     """Checks an environment against the text-environment protocol.
 
     It plays some episodes with random actions, plays them again with the same seeds and actions,
@@ -33,20 +33,22 @@ def check_env(env: Any, *, episodes: int = 3, seed: int = 0) -> None:
         env: the environment; not closed afterwards.
         episodes: how many to play.
         seed: of the environment and of the actions.
+        max_steps: episodes are left after so many steps, as in training with `env.max_steps`.
 
     Raises:
         EnvironmentProtocolError: names the first rule broken, the step, what was found, and what
             to do.
-        ConfigError: `episodes` is below 1.
+        ConfigError: `episodes` or `max_steps` is below 1.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes={episodes}; give at least 1")
+    for name, value in (("episodes", episodes), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}; give at least 1")
     for method in ("reset", "step"):
         if not callable(getattr(env, method, None)):
             found = f"a {type(env).__name__} has no method {method}()"
             raise broken(rules.METHODS, found, step=0)
     words = _check_attributes(env)
-    player = _Player(env, words)
+    player = _Player(env, words, max_steps)
     records = []
     for episode in range(episodes):
         rng = random.Random(seed + episode)
@@ -66,9 +68,10 @@ _Record = list[tuple["str | None", Transition, tuple[list[str], list[str]]]]
 class _Player:
     """Plays episodes, checking every rule that shows in a single one."""
 
-    def __init__(self, env: Any, words: frozenset[str] | None) -> None:
+    def __init__(self, env: Any, words: frozenset[str] | None, max_steps: int | None) -> None:
         self.env = env
         self.words = words
+        self.max_steps = max_steps
 
     def reset(self, seed: int, options: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
         """A checked reset."""
@@ -127,7 +130,7 @@ class _Player:
                 )
                 raise broken(rules.ACHIEVED_PAYS, found, step=step)
             record.append((action, transition, _lists(info)))
-            if transition.terminated or transition.truncated:
+            if transition.terminated or transition.truncated or step == self.max_steps:
                 return record
             if step >= LONGEST_EPISODE:
                 found = f"the episode of seed {seed} still goes on after {step} random actions"
@@ -148,7 +151,11 @@ class _Player:
                 raise broken(rules.LIKE_ACTIONS, found, step=step)
         family_of = _optional(self.env, "goal_family")
         if family_of is not None:
-            family = family_of(info["goal"])
+            try:
+                family = family_of(info["goal"])
+            except Exception as error:
+                found = f"goal_family({info['goal']!r}) raised {_raised(error)}"
+                raise broken(rules.FAMILY_OF_GOAL, found, step=step) from error
             if not isinstance(family, str) or info.get("goal_family", family) != family:
                 found = (
                     f"goal_family({info['goal']!r}) is {family!r} and info['goal_family'] is "

@@ -44,9 +44,11 @@ class ProcessVectorEnv:
             (JSON).
         workers: processes; environment i lives in process i mod workers. Default: one each.
         timeout_s: how long an answer may take, making the environment included.
+        max_steps: as for `VectorEnv`.
 
     Raises:
-        ConfigError: no environment is asked for, or one that another process cannot make.
+        ConfigError: no environment is asked for, or one that another process cannot make;
+            `max_steps` is below 1.
         EnvironmentWorkerError: a worker died or hung, now or at any later call. The vector cannot
             be used after that, but closed.
         SacglamError: whatever `make_env` raises.
@@ -58,8 +60,9 @@ class ProcessVectorEnv:
         *,
         workers: int | None = None,
         timeout_s: float = 600.0,
+        max_steps: int | None = None,
     ) -> None:
-        self._ledger = Ledger(len(specs))
+        self._ledger = Ledger(len(specs), max_steps)
         self._steps = [0] * len(specs)
         made = [
             (portable_id(spec[0]), dict(spec[1]))

@@ -97,10 +97,15 @@ ACHIEVED_PAYS = Rule(
 ALIASED = Rule("fresh-info", "build new lists for every info; those returned must not change later")
 SEEDED = Rule("determinism", "draw all randomness from the seed given to reset")
 NO_CRASH = Rule("no-exception", "let reset and step accept every listed action, goal and seed")
-ENDS = Rule("ends", "end every episode, by termination or with a time limit")
+ENDS = Rule(
+    "ends",
+    "end every episode, by termination or with a time limit; env.max_steps sets one for a run, and "
+    "max_steps for check_env",
+)
 GOAL_LISTS = Rule("goal-lists", "make train_goals and test_goals lists of unique str, disjoint")
 FAMILY_OF_GOAL = Rule(
-    "goal-family-of-goal", "let goal_family(goal) return the str that info['goal_family'] holds"
+    "goal-family-of-goal",
+    "let goal_family(goal) return a str: the one in info['goal_family'], if that is there",
 )
 EXPERT = Rule("expert", "return one of the possible actions from expert_action()")
 INSTRUCTION = Rule("instruction", "make the attribute instruction a str")

@@ -132,6 +132,11 @@ def portable_id(env: str | Callable[..., Any]) -> str:
         factory = env
     module = getattr(factory, "__module__", None)
     name = getattr(factory, "__qualname__", "<none>")
+    if module == "__main__" and "<" not in name:
+        raise ConfigError(
+            f"the environment {name} is defined in __main__, the program that was started, which "
+            "worker processes cannot import; move it to a file of its own, and import it from there"
+        )
     if module in (None, "__main__") or "<" in name:
         raise ConfigError(
             f"the environment {env!r} is made by {factory!r}, which another process cannot import; "

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sacglam.envs.near import hint
-from sacglam.envs.protocol import Transition, validate_reset, validate_step
+from sacglam.envs.protocol import (
+    FAMILY_OF_GOAL,
+    Transition,
+    broken,
+    validate_reset,
+    validate_step,
+)
 from sacglam.errors import ConfigError, EnvironmentProtocolError
 
 __all__ = ["Transition", "VectorEnv"]
 
+#: An episode without a time limit that is longer is warned of [steps].
+LONG_EPISODE = 2000
+
 
 class Ledger:
-    """Where each environment of a vector stands: what may be done next, and what must hold."""
+    """Where each environment of a vector stands: what may be done next, and what must hold.
 
-    def __init__(self, count: int) -> None:
+    Args:
+        count: how many environments there are.
+        max_steps: a time limit for every episode [steps], beside those of the environments.
+    """
+
+    def __init__(self, count: int, max_steps: int | None = None) -> None:
         if count < 1:
             raise ConfigError("a vector needs at least one environment; none was given")
+        if max_steps is not None and max_steps < 1:
+            raise ConfigError(f"max_steps={max_steps}; give at least 1, or None for no limit")
+        self._max_steps = max_steps
+        self._warned = False
         self._actions: list[Sequence[str] | None] = [None] * count
         self._goals = [""] * count
         self._steps = [0] * count
@@ -57,9 +76,25 @@ class Ledger:
         self._steps[i] += 1
         self._actions[i] = None
         transition = validate_step(result, step=self._steps[i], goal=self._goals[i], env=i)
-        if not (transition.terminated or transition.truncated):
-            self._actions[i] = transition.info["possible_actions"]
+        if transition.terminated or transition.truncated:
+            return transition
+        if self._steps[i] == self._max_steps:
+            return transition._replace(truncated=True)
+        if self._steps[i] >= LONG_EPISODE and self._max_steps is None:
+            self._warn_of_length(i)
+        self._actions[i] = transition.info["possible_actions"]
         return transition
+
+    def _warn_of_length(self, i: int) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"an episode with the goal {self._goals[i]!r} has not ended after "
+                f"{self._steps[i]} steps. Every episode must end: give the environment a time "
+                "limit (return truncated=True), or set one with --env.max-steps",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 class VectorEnv:
@@ -70,14 +105,15 @@ class VectorEnv:
 
     Args:
         envs: the environments; they may differ.
+        max_steps: ends every episode that is not over after so many steps, as truncated.
 
     Raises:
-        ConfigError: there is none, or one object is given twice.
+        ConfigError: there is none, one object is given twice, or `max_steps` is below 1.
     """
 
-    def __init__(self, envs: Sequence[Any]) -> None:
+    def __init__(self, envs: Sequence[Any], *, max_steps: int | None = None) -> None:
         self.envs = list(envs)
-        self._ledger = Ledger(len(self.envs))
+        self._ledger = Ledger(len(self.envs), max_steps)
         if len({id(env) for env in self.envs}) != len(self.envs):
             raise ConfigError(
                 "one environment object is given more than once; make a new one for every place"
@@ -98,7 +134,9 @@ class VectorEnv:
         """
         self._ledger.check_index(i)
         options = None if options is None else dict(options)
-        return self._ledger.after_reset(i, self.envs[i].reset(seed=seed, options=options))
+        env = self.envs[i]
+        obs, info = self._ledger.after_reset(i, env.reset(seed=seed, options=options))
+        return obs, with_family(env, info, i)
 
     def step(self, actions: Mapping[int, str]) -> dict[int, Transition]:
         """Steps some of the environments.
@@ -143,6 +181,24 @@ class VectorEnv:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def with_family(env: Any, info: dict[str, Any], i: int) -> dict[str, Any]:
+    """The info of environment i after reset: where it names no family, with what the environment's
+    method `goal_family` says, if it has one."""
+    if "goal_family" in info:
+        return info
+    try:
+        family_of = find(env, "goal_family")
+    except AttributeError:
+        return info
+    if not callable(family_of):
+        return info
+    family = family_of(info["goal"])
+    if not isinstance(family, str):
+        found = f"goal_family({info['goal']!r}) is {family!r}"
+        raise broken(FAMILY_OF_GOAL, found, step=0, env=i)
+    return {**info, "goal_family": family}
 
 
 def find(env: Any, name: str) -> Any:

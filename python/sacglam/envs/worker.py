@@ -17,7 +17,7 @@ from typing import Any
 
 from sacglam.envs.protocol import validate_reset, validate_step
 from sacglam.envs.registry import make_env
-from sacglam.envs.vector import find
+from sacglam.envs.vector import find, with_family
 from sacglam.errors import SacglamError
 
 _LENGTH = struct.Struct("<I")
@@ -69,7 +69,8 @@ def _handle(envs: dict[int, Any], request: dict[str, Any]) -> Any:
         return None
     if op == "reset":
         result = envs[i].reset(seed=request["seed"], options=request["options"])
-        return list(validate_reset(result, env=i))
+        obs, info = validate_reset(result, env=i)
+        return [obs, with_family(envs[i], info, i)]
     if op == "step":
         result = envs[i].step(request["action"])
         return list(validate_step(result, step=request["step"], env=i))

@@ -128,7 +128,7 @@ def check_training(
     config = setup.named(config, env)
     tell("playing the environment")
     probe = setup.env_factory(config, env)()
-    check_env(probe)
+    check_env(probe, max_steps=config.env.max_steps)
     config = setup.resolve(config, probe, model)
     setup.close(probe)
     stock = None if model is None or begun is not None else model[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..envs.protocol import (
     validate_vocabulary,
 )
 from ..envs.registry import GIVEN, checked
-from ..envs.vector import VectorEnv, find
+from ..envs.vector import LONG_EPISODE, VectorEnv, find
 from ..errors import ConfigError
 from ..models.base import anywhere, base_of, found_name
 from ..models.given import own_dtype, own_lora, prepare
@@ -34,6 +35,9 @@ from .same_environment import is_another
 from .seeds import HEADS, derive
 
 EnvFactory = Callable[[], Any]
+
+COLLECTING_S = 60.0  # time for collecting an environment's words [s]
+_FEW = 5  # episodes that are played for them in any case
 
 
 def env_factory(config: TrainConfig, env: Any = None) -> EnvFactory:
@@ -84,9 +88,13 @@ def make_envs(config: TrainConfig, env: Any = None, count: int | None = None) ->
         from ..envs.process_vector import ProcessVectorEnv
 
         spec = (config.env.id if env is None else env, config.env.kwargs)
-        return ProcessVectorEnv([spec] * count, workers=min(config.env.processes, count))
+        return ProcessVectorEnv(
+            [spec] * count,
+            workers=min(config.env.processes, count),
+            max_steps=config.env.max_steps,
+        )
     factory = env_factory(config, env)
-    return VectorEnv([factory() for _ in range(count)])
+    return VectorEnv([factory() for _ in range(count)], max_steps=config.env.max_steps)
 
 
 def attribute(env: Any, name: str, default: Any = None) -> Any:
@@ -293,9 +301,10 @@ def make_policy(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = N
 
 def _save_tiny(config: TrainConfig, env: Any, folder: str) -> None:
     template = make_template(config)
+    words = vocabulary(env, config.env.max_steps)
     save_tiny_model(
         config.model.id,
-        [*template.segments("", ""), template.actions_label, ",", *vocabulary(env)],
+        [*template.segments("", ""), template.actions_label, ",", *words],
         folder,
         seed=config.seed,
         hidden_size=config.model.hidden_size,
@@ -337,8 +346,12 @@ def make_template(config: TrainConfig) -> PromptTemplate:
     )
 
 
-def vocabulary(env: Any) -> list[str]:
+def vocabulary(env: Any, max_steps: int | None = None) -> list[str]:
     """Texts holding every word of an environment: its own list, or what random episodes show.
+
+    Args:
+        env: the environment.
+        max_steps: `env.max_steps`, the longest that an episode may be.
 
     Raises:
         EnvironmentProtocolError: the environment breaks a rule of the protocol, which is named.
@@ -348,8 +361,9 @@ def vocabulary(env: Any) -> list[str]:
         return validate_vocabulary(own)
     warnings.warn(
         "the environment has no `vocabulary`: the tiny model's words are collected from 50 to 200 "
-        "random episodes, and a word that only occurs later becomes unknown. Give it an attribute "
-        "`vocabulary`, a list of texts that together hold every word.",
+        f"random episodes, for about {COLLECTING_S:g} s at most, and a word that only occurs later "
+        "becomes unknown. Give it an attribute `vocabulary`, a list of texts that together hold "
+        "every word.",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -357,25 +371,39 @@ def vocabulary(env: Any) -> list[str]:
     texts: dict[str, None] = {}
     words: set[str] = set()
     nothing_new = 0  # episodes since the last one with another word
+    begin = time.monotonic()
 
     def see(observation: str, info: Mapping[str, Any]) -> None:
         seen = [observation, info["goal"], *info["possible_actions"], *info["achieved_goals"]]
         texts.update(dict.fromkeys(seen))
         words.update(word for text in seen for word in text.split())
 
-    for k in range(200):
-        known = len(words)
-        observation, info = validate_reset(env.reset(seed=k))
+    def play(seed: int, until: float) -> None:
+        observation, info = validate_reset(env.reset(seed=seed))
         see(observation, info)
         goal = info["goal"]
-        for number in range(1, 201):
+        for number in range(1, (max_steps or LONG_EPISODE) + 1):
             result = env.step(chance.choice(info["possible_actions"]))
             step = validate_step(result, step=number, goal=goal)
             info = step.info
             see(step.obs, info)
-            if step.terminated or step.truncated:
+            if step.terminated or step.truncated or time.monotonic() > until:
                 break
+
+    for k in range(200):
+        known = len(words)
+        # The first few get a share of the time each, so that several goals are seen.
+        play(k, begin + COLLECTING_S * min(1.0, (k + 1) / _FEW))
         nothing_new = nothing_new + 1 if len(words) == known else 0
         if nothing_new == 50:
+            break
+        if k + 1 >= _FEW and time.monotonic() > begin + COLLECTING_S:
+            warnings.warn(
+                f"the environment is slow: its words were collected from {k + 1} episodes alone, "
+                "and a run of the same seed may collect others. Give it an attribute `vocabulary`, "
+                "a list of texts that together hold every word.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             break
     return list(texts)

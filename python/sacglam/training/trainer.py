@@ -466,8 +466,8 @@ class Trainer:
         if sac and self.algorithm.updates == 0 < self.config.updates_due(self.env_steps):
             warnings.warn(
                 f"no update was made: in {self.env_steps} environment steps no episode ended, and "
-                "only those that have are learned from. Give the environment a time limit, or "
-                "train longer (--total-steps)",
+                "only those that have are learned from. Give the environment a time limit "
+                "(--env.max-steps), or train longer (--total-steps)",
                 RuntimeWarning,
                 stacklevel=3,
             )
