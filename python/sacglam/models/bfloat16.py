@@ -31,7 +31,8 @@ def keep_rows_float32(model: nn.Module) -> None:
     }
     for module in model.modules():
         compute = layers.get(type(module))
-        if isinstance(module, nn.Embedding):
+        plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+        if isinstance(module, nn.Embedding) and plain:  # unlike OPT's of positions
             compute = _embedding
         elif type(module).__name__ == "T5DenseActDense":
             compute = _t5_feed_forward

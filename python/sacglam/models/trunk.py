@@ -1,7 +1,8 @@
 """Runs an unmodified Hugging Face model over a packed forest and returns hidden states.
 
 A trunk is the transformer without its language-model head. What packed attention cannot compute
-correctly (sliding windows, unknown position biases, soft-capped logits) is refused by name.
+correctly (unknown position biases, soft-capped logits, prompts longer than a sliding window) is
+refused by name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from ..errors import ConfigError, PromptTooLongError, UnsupportedModelError
 from . import attention, bfloat16, fused
 from .forest import Forest
 
-CAUSAL = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2", "smollm3")
+CAUSAL = (
+    "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "gpt2", "smollm3", "phi3",
+    "gpt_neox", "opt", "olmo", "olmo2", "olmo3", "granite", "cohere", "starcoder2", "glm", "glm4",
+)  # fmt: skip
+# Those of a sliding window have `layer_types`, or one window for all layers:
+WINDOWED = ("mistral", "phi3", "starcoder2")
 ENCODER_DECODER = ("t5",)
 ATTENTION = {"fast": attention.FAST, "reference": attention.REFERENCE}
 
@@ -48,7 +54,7 @@ class Trunk:
 
     @property
     def hidden_size(self) -> int:
-        return int(self.config.hidden_size)
+        return int(self.head_weight.shape[1])
 
     @property
     def head_weight(self) -> Tensor:
@@ -71,11 +77,11 @@ class Trunk:
         rope = getattr(self.config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":  # other frequencies for the whole batch beyond it
             return int(rope["original_max_position_embeddings"])
-        for name in ("max_position_embeddings", "n_positions"):
-            value = getattr(self.config, name, None)
-            if isinstance(value, int):
-                return value
-        return None
+        limits = [
+            getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions")
+        ]
+        limits.append(_window(self.config))  # within it, all is seen
+        return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
     def check_length(self, forest: Forest) -> None:
         """Raise PromptTooLongError if a position lies beyond the model's limit."""
@@ -94,6 +100,12 @@ class Trunk:
 
 class CausalTrunk(Trunk):
     encoder_decoder = False
+
+    @property
+    def head_scale(self) -> float:
+        multiplied = getattr(self.config, "logit_scale", None) or 1.0  # Cohere's
+        divided = getattr(self.config, "logits_scaling", None) or 1.0  # Granite's
+        return float(multiplied) / float(divided)
 
     def hidden(self, forest: Forest) -> Tensor:
         out = self.base.base_model(
@@ -192,21 +204,20 @@ def refuse_unsupported(config: Any) -> None:
             f"models of type {kind!r} are not supported; packed scoring is verified for "
             f"{', '.join(CAUSAL + ENCODER_DECODER)} (Flan-T5 is of type t5, SmolLM of type llama)"
         )
-    sliding = getattr(config, "layer_types", None) or []
-    if "sliding_attention" in sliding or (
-        kind == "mistral" and getattr(config, "sliding_window", None) is not None
-    ):
-        raise UnsupportedModelError(
-            f"this {kind} model uses sliding-window attention, which a packed forest cannot "
-            "compute correctly; choose a model with full attention (Mistral: v0.2 or later)"
-        )
-    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling"):
+    for name in ("final_logit_softcapping", "attn_logit_softcapping"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise UnsupportedModelError(f"this model sets {name}, unknown to packed scoring")
-    if not getattr(config, "is_causal", True):
+    both = getattr(config, "use_bidirectional_attention", False)
+    if both or not getattr(config, "is_causal", True):
         raise UnsupportedModelError(f"this {kind} model attends in both directions (is_causal)")
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise UnsupportedModelError("scale_attn_by_inverse_layer_idx is not supported")
+
+
+def _window(config: Any) -> int | None:
+    """How many tokens a layer with a sliding window sees, if there is one."""
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or [])
+    if sliding or config.model_type in WINDOWED:
+        return getattr(config, "sliding_window", None)
+    return None
 
 
 def _refuse_head(model: Any) -> None:
