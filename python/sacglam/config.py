@@ -49,7 +49,7 @@ class ModelConfig:
 class LoraConfig:
     r: int | None = None  # rank; 0 trains the whole model; null: 0 for tiny models, else 16 (paper)
     alpha: int = 32  # scaling (paper)
-    target_modules: list[str] | None = None  # null: peft's default for the model (q and v, paper)
+    target_modules: list[str] | None = None  # null: q and v (paper), as peft; or [all-linear]
 
 
 @dataclass(frozen=True)

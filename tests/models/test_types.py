@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from sacglam.errors import PromptTooLongError
+from sacglam.models.loading import LoraOptions, add_lora
 from sacglam.models.policy import Policy, PolicyOptions
 from sacglam.models.tiny import build_tokenizer
 from sacglam.models.trunk import CAUSAL
@@ -148,3 +149,17 @@ def test_prompts_longer_than_a_sliding_window_are_refused(kind: str):
     assert float(ours.log_probs[1]) == pytest.approx(want, rel=1e-5)
     with pytest.raises(PromptTooLongError, match="accepts 16"):
         policy.score(["a " * 20], [["go"]])
+
+
+@pytest.mark.parametrize("kind", sorted(TYPES))
+@pytest.mark.parametrize("targets", [None, ["all-linear"]], ids=["default", "all"])
+def test_adapters_are_added_without_naming_modules(kind: str, targets: Any):
+    model, tokenizer = build(kind, torch.float32)
+    wrapped = add_lora(model, LoraOptions(r=2, target_modules=targets), critic_adapter=False)
+    policy = Policy(wrapped.eval(), tokenizer)
+    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    (scores.log_prob[scores.mask].sum() + scores.q[:, scores.mask].sum()).backward()
+    adapters = {n: p for n, p in wrapped.named_parameters() if "lora_B" in n}
+    assert len(adapters) >= 2
+    assert all(p.grad is not None and bool(p.grad.any()) for p in adapters.values())
+    assert not any("lm_head" in name for name in adapters)

@@ -126,19 +126,33 @@ def add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=0.0,
-        target_modules=list(lora.target_modules) if lora.target_modules else None,
+        target_modules=_targets(model, lora.target_modules),
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         wrapped = get_peft_model(model, config)
     except ValueError as error:
+        linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")}
         raise ConfigError(
-            f"LoRA could not be added: {error}. Name modules of this model in lora.target_modules"
+            f"LoRA could not be added: {error}. Name modules of this model in lora.target_modules: "
+            f"{', '.join(sorted(linear))}, or all-linear"
         ) from error
     if critic_adapter:
         wrapped.add_adapter("critic", config)
         train_all_adapters(wrapped)
     return wrapped
+
+
+def _targets(model: Any, asked: Sequence[str] | None) -> list[str] | str | None:
+    """What adapters are added to: peft's default for the type, or else queries and values."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    if asked:
+        return "all-linear" if list(asked) == ["all-linear"] else list(asked)
+    if model.config.model_type in KNOWN:
+        return None
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    return [name for name in ("q_proj", "v_proj", "qkv_proj") if name in names]
 
 
 def train_all_adapters(model: Any) -> None:
