@@ -41,6 +41,12 @@ def test_prompt_too_long(make_policy: Any):
     policy = make_policy("llama", torch.float32)
     with pytest.raises(PromptTooLongError, match=r"accepts 256.*prompt\.history"):
         policy.score(["a " * 300], [["go"]])
+    # Acting does not run the last token, and would be followed by an update that does.
+    policy.score(["a " * 255], [["go"]])
+    policy.act(["a " * 255], [["go"]])
+    for call in (policy.score, policy.act):
+        with pytest.raises(PromptTooLongError, match=r"has 257 tokens, but this model accepts 256"):
+            call(["a " * 256], [["go"]])
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ class Policy:
         packed = self.packer.pack(prompts, offsets, sets, kept, rows, shared)
         device = self.device if device is None else device
         forest = forest_from_packed(packed, device)
-        self.trunk.check_length(forest)
+        self.trunk.check_length(forest, leaves=kept)
         if leaves and self.reencodes:
             batch = (prompts, offsets, sets, rows)
             forest = replace(forest, reencoded=self._reencoded(*batch, device=device))

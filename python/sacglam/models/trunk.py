@@ -83,12 +83,16 @@ class Trunk:
         limits.append(_window(self.config))  # within it, all is seen
         return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
-    def check_length(self, forest: Forest) -> None:
-        """Raise PromptTooLongError if a position lies beyond the model's limit."""
-        limit = self.max_length
-        if limit is not None and forest.longest > limit:
+    def check_length(self, forest: Forest, *, leaves: bool) -> None:
+        """Raise PromptTooLongError if a candidate's end lies beyond the model's limit.
+
+        leaves: whether the forest has the candidates' last tokens; a pass that needs them would be
+            refused if one that does not were not.
+        """
+        limit, longest = self.max_length, forest.longest + (0 if leaves else 1)
+        if limit is not None and longest > limit:
             raise PromptTooLongError(
-                f"a prompt with its longest candidate has {forest.longest} tokens, but this model "
+                f"a prompt with its longest candidate has {longest} tokens, but this model "
                 f"accepts {limit}: shorten the observation or the history (prompt.history), or "
                 "choose a model with a longer context"
             )
