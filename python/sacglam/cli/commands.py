@@ -111,6 +111,13 @@ def plot(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def table(arguments: argparse.Namespace) -> int:
+    from ..report.comparison import compare_runs
+
+    print(compare_runs(arguments.dirs, arguments.csv))
+    return 0
+
+
 def bench(arguments: argparse.Namespace) -> int:
     from .bench import run_bench
 

@@ -1,4 +1,4 @@
-"""sacglam train | check | eval | play | plot | bench | demo | doctor"""
+"""sacglam train | check | eval | play | plot | table | bench | demo | doctor"""
 
 from __future__ import annotations
 
@@ -87,6 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
         "curves.png in the current folder]",
     )
     plot.set_defaults(run="plot")
+
+    table = commands.add_parser("table", help="compare runs, one line each")
+    table.add_argument("dirs", metavar="DIR", nargs="+")
+    table.add_argument("--csv", default=None, metavar="FILE", help="all columns, unrounded")
+    table.set_defaults(run="table")
 
     bench = commands.add_parser("bench", help="run a throughput suite of bench/")
     bench.add_argument("suite", metavar="SUITE", help="a suite, or all")

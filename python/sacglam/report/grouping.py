@@ -44,20 +44,36 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     keyed: dict[Any, list[Run]] = {}
     settings: list[dict[str, str]] = []
     for position, run in enumerate(runs):
-        flat = _flatten(run.config)
-        same = {k: v for k, v in flat.items() if k not in _REPETITION_KEYS and _uses(flat, k)}
+        same = taught(run)
         key = tuple(sorted(same.items())) if same else position
         if key not in keyed:
             settings.append(same)
         keyed.setdefault(key, []).append(run)
-    names = list(dict.fromkeys(name for setting in settings for name in setting))
-    names.sort(key=lambda name: name != "algo")
-    apart = [n for n in names if len({s.get(n) for s in settings if _uses(s, n)}) > 1]
+    apart = names_apart(settings)
     groups = []
     for members, setting in zip(keyed.values(), settings, strict=True):
         label = _apart_label(apart, setting) or _folder_name(members[0])
         groups.append(Group(f"{label}, {seeds_label(members)}", members))
     return groups
+
+
+def taught(run: Run) -> dict[str, str]:
+    """The fields of a run's configuration that say what it learns from, and how: those that are
+    set, that its algorithm uses, and that repetitions have in common."""
+    flat = _flatten(run.config)
+    return {
+        name: value
+        for name, value in flat.items()
+        # A field that is null is as one that an older configuration does not have.
+        if name not in _REPETITION_KEYS and value != "None" and _uses(flat, name)
+    }
+
+
+def names_apart(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """The fields that are not the same in all of them, the algorithm first."""
+    names = list(dict.fromkeys(name for setting in settings for name in setting))
+    names.sort(key=lambda name: name != "algo")
+    return [n for n in names if len({s.get(n) for s in settings if _uses(s, n)}) > 1]
 
 
 def _uses(setting: Mapping[str, str], name: str) -> bool:

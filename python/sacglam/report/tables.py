@@ -95,7 +95,7 @@ def result_table(eval_by_label: Mapping[str, Mapping[str, Any]], *, style: str =
             rows.append([*(first if several else []), "mean", *means])
     if several:
         rows += _summary(eval_by_label, agents, families)
-    lines = _markdown(head, rows) if style == "markdown" else _plain(head, rows)
+    lines = _markdown(head, rows) if style == "markdown" else plain_table(head, rows)
     return "\n".join([*lines, "", _caption(eval_by_label, several, assumed)])
 
 
@@ -188,7 +188,8 @@ def _percent(rate: float | None) -> str:
     return "    -" if rate is None else f"{100 * rate:5.1f}"
 
 
-def _plain(head: list[str], rows: list[list[str]]) -> list[str]:
+def plain_table(head: list[str], rows: list[list[str]], *, spaced: bool = True) -> list[str]:
+    """Lines of a table for a terminal; spaced: an empty one between runs, the first column's."""
     widths = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
 
     def line(cells: list[str]) -> str:
@@ -197,7 +198,7 @@ def _plain(head: list[str], rows: list[list[str]]) -> list[str]:
 
     lines = [line(head), "  ".join("-" * width for width in widths)]
     for i, row in enumerate(rows):
-        if i and len(head) > 1 and head[0] == "run" and row[0]:
+        if spaced and i and len(head) > 1 and head[0] == "run" and row[0]:
             lines.append("")
         lines.append(line(row))
     return lines
