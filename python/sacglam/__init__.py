@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from .training.check import check_training as check_training
     from .training.playing import play_episodes as play_episodes
     from .training.policies import load_policy as load_policy
-    from .training.runner import evaluate_run as evaluate_run
+    from .training.reevaluation import evaluate_run as evaluate_run
+    from .training.result import TrainResult as TrainResult
     from .training.trainer import Trainer as Trainer
-    from .training.trainer import TrainResult as TrainResult
 
 _WHERE = {
     "Callback": "training.callbacks",
@@ -39,12 +39,12 @@ _WHERE = {
     "ReplayBuffer": "replay",
     "SacglamError": "errors",
     "TrainConfig": "config",
-    "TrainResult": "training.trainer",
+    "TrainResult": "training.result",
     "Trainer": "training.trainer",
     "TrainingCheck": "training.check",
     "check_env": "envs",
     "check_training": "training.check",
-    "evaluate_run": "training.runner",
+    "evaluate_run": "training.reevaluation",
     "list_envs": "envs",
     "load_policy": "training.policies",
     "make_env": "envs",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sacglam import check_env
-from sacglam.training.runner import evaluate_run
+from sacglam.training.reevaluation import evaluate_run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sacglam import Trainer
 from sacglam.errors import ConfigError
-from sacglam.training.runner import evaluate_run
+from sacglam.training.reevaluation import evaluate_run
 
 
 class Room:

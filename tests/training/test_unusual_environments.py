@@ -24,7 +24,7 @@ from sacglam.training import checkpoint, setup
 from sacglam.training.check import check_training
 from sacglam.training.checkpoint import latest_checkpoint
 from sacglam.training.playing import play_episodes
-from sacglam.training.runner import evaluate_run
+from sacglam.training.reevaluation import evaluate_run
 
 SMALL = PRESETS["playground/small"]
 SHORT = {"time_factor": 1.0, "time_slack": 0}  # as many steps as the expert takes

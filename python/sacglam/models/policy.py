@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +20,14 @@ from ..kernels import triton_serves
 from ..text import PromptTemplate, TextCodec
 from . import saved
 from .base import save_base
-from .critics import CRITICS, first_states, prompts_with_actions, reencoded_values
+from .critics import first_states, prompts_with_actions, reencoded_values
 from .device import on_device
 from .forest import Forest, forest_from_packed
 from .given import refuse_changed_base
 from .graphs import ActingGraphs, acting_graphs, with_room
 from .heads import QHeads
 from .loading import ONE_AT_A_TIME
+from .options import PolicyOptions
 from .scoring import Scores, candidate_policy, values_over
 from .trunk import make_trunk
 
@@ -34,37 +35,6 @@ from .trunk import make_trunk
 SHARED_TOKENS = 16
 # How many lists of actions are remembered: some tens of megabytes where all are different.
 REMEMBERED_SETS = 1 << 14
-
-
-@dataclass(frozen=True)
-class PolicyOptions:
-    """How a language model becomes a policy; saved with it."""
-
-    score: str = "logprob"  # or "raw_logit"
-    reduce: str = "sum"  # or "mean"
-    temperature: float = 1.0  # tau of the softmax over candidates
-    critic: str = "leaf"  # or "reencode", "value": see models/critics.py
-    critic_trunk: str = "shared"  # or "adapter"
-    critic_gradient: bool = True  # whether the critic's gradient enters a shared trunk
-    q_heads: int = 2
-    q_layers: tuple[int, ...] = (128,)
-    attn: str = "fast"  # or "reference"
-    cuda_graphs: bool = True  # on a GPU: see models/graphs.py
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("score", ("logprob", "raw_logit")),
-            ("reduce", ("sum", "mean")),
-            ("critic", CRITICS),
-            ("critic_trunk", ("shared", "adapter")),
-            ("attn", ("fast", "reference")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
-                )
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
 
 
 class CandidateScore(NamedTuple):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .policy import PolicyOptions
+from .options import PolicyOptions
 
 Ids = npt.NDArray[np.int32]
 Head = Callable[[Tensor], Tensor]

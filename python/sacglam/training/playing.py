@@ -11,7 +11,7 @@ from ..report.episode import render_outcome, render_step
 from . import setup
 from .episode import Episode, pack_episodes
 from .policies import load_policy
-from .runner import load_run_config, refuse_out_of_range
+from .reevaluation import load_run_config, refuse_out_of_range
 from .seeds import EVAL_EPISODES, episode_seed, generator
 
 

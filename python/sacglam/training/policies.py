@@ -9,7 +9,8 @@ import torch
 
 from ..models.base import anywhere
 from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
-from ..models.policy import Policy, PolicyOptions, load_saved_policy
+from ..models.options import PolicyOptions
+from ..models.policy import Policy, load_saved_policy
 from ..text import PromptTemplate
 from .checkpoint import latest_checkpoint
 

@@ -28,7 +28,8 @@ from ..errors import ConfigError
 from ..models.base import anywhere, base_of, found_name
 from ..models.given import own_dtype, own_lora, prepare
 from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
-from ..models.policy import Policy, PolicyOptions
+from ..models.options import PolicyOptions
+from ..models.policy import Policy
 from ..models.tiny import TINY, save_tiny_model
 from ..text import PromptTemplate
 from .same_environment import is_another
