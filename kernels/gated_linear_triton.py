@@ -1,6 +1,7 @@
 """Triton kernel of `gated_linear` (formula and reference there) and its launcher.
 
-On an H200 it is as fast as the two products alone by cuBLAS."""
+On an H200 it is as fast as the two products alone by cuBLAS.
+"""
 
 from __future__ import annotations
 

@@ -289,8 +289,13 @@ def _merged(cls: Any, values: Mapping[str, Any], changes: Mapping[str, Any]) -> 
     return found
 
 
+def near_fields(name: str) -> list[str]:
+    """The dotted fields whose names are most like one that nobody knows, at most three."""
+    return difflib.get_close_matches(name, field_types(TrainConfig), 3, 0.5)
+
+
 def _unknown(name: str) -> ConfigError:
-    near = difflib.get_close_matches(name, field_types(TrainConfig), 3, 0.5)
+    near = near_fields(name)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return ConfigError(f"unknown configuration field {name}{hint}")
 

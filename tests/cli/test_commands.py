@@ -180,3 +180,16 @@ class Game(PlaygroundText):
     if error != "SystemExit":
         assert 'game.py", line' in done.stderr
         assert "sacglam train --resume run" in done.stderr
+
+
+def test_a_flag_that_nobody_knows_has_its_neighbours_named(capsys: pytest.CaptureFixture[str]):
+    for flag, near in (("--sac.gama", "--sac.gamma"), ("--total-step=5", "--total-steps")):
+        with pytest.raises(SystemExit) as end:
+            main(["train", flag, "0.9"])
+        assert end.value.code == 2
+        said = capsys.readouterr().err
+        assert f"unrecognized arguments: {flag} 0.9; did you mean " in said
+        assert near in said.partition("did you mean")[2]
+    with pytest.raises(SystemExit):
+        main(["plot", "x", "--sac.gama", "0.9"])
+    assert "did you mean" not in capsys.readouterr().err

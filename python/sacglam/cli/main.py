@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import sysconfig
 import traceback
@@ -137,13 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unrecognised(arguments: Sequence[str], command: str) -> str:
     """Which arguments nobody knows, and which flags are near them."""
-    flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
-    known: list[str] = []
+    near: list[str] = []
     if command in ("train", "check"):
-        from ..config import TrainConfig, field_types
+        from ..config import near_fields
 
-        known = [f"--{name.replace('_', '-')}" for name in field_types(TrainConfig)]
-    near = [m for flag in flags for m in difflib.get_close_matches(flag, known, 2, 0.6)]
+        flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+        names = [n for f in flags for n in near_fields(f[2:].replace("-", "_"))]
+        near = [f"--{name.replace('_', '-')}" for name in names]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"unrecognized arguments: {' '.join(arguments)}{hint}"
 

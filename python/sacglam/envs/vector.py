@@ -201,6 +201,12 @@ def with_family(env: Any, info: dict[str, Any], i: int) -> dict[str, Any]:
     return {**info, "goal_family": family}
 
 
+def close(env: Any) -> None:
+    """Close an environment, if it can be."""
+    if callable(getattr(env, "close", None)):
+        env.close()
+
+
 def find(env: Any, name: str) -> Any:
     """An attribute of an environment, or else of what it wraps (`env.unwrapped`).
 

@@ -1,10 +1,15 @@
-"""The current GPU: that is where Triton launches, wherever a kernel's arguments lie."""
+"""Where to compute. The current GPU is where Triton launches, wherever its arguments lie."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+
+def best_device() -> str:
+    """What "auto" stands for: a GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def use_device(device: torch.device | str) -> None:

@@ -6,10 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..config import TrainConfig
 from ..errors import ConfigError
+from ..models.device import best_device
 from ..models.policy import Policy
 from ..models.tiny import TINY
 from .policies import load_policy
@@ -30,9 +29,7 @@ def begun_from(
         return config, None
     if model is not None:
         raise ConfigError("a model and init_from are given, and both are what training begins with")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device() if config.device == "auto" else config.device
     source = Path(config.init_from)
     begun = load_policy(source, device=device, trust_remote_code=config.model.trust_remote_code)
     options = begun.options

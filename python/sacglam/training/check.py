@@ -21,6 +21,7 @@ import torch
 
 from ..config import TrainConfig
 from ..envs import check_env
+from ..envs.vector import close
 from ..errors import DeviceMemoryError
 from ..models.loading import load_language_model
 from ..models.policy import Policy
@@ -130,7 +131,7 @@ def check_training(
     probe = setup.env_factory(config, env)()
     check_env(probe, max_steps=config.env.max_steps)
     config = setup.resolve(config, probe, model)
-    setup.close(probe)
+    close(probe)
     stock = None if model is None or begun is not None else model[0]
     model = None if model is None else (copy.deepcopy(model[0]), model[1])
     with tempfile.TemporaryDirectory() as folder:

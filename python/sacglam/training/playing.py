@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..envs.vector import close
 from ..report.episode import render_outcome, render_step
 from . import setup
 from .episode import Episode, pack_episodes
@@ -100,7 +101,7 @@ def play_episodes(
             )
         )
     envs.close()
-    setup.close(probe)
+    close(probe)
 
 
 def _scores(policy: Any, episode: Episode) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EvalConfig, TrainConfig
+from ..envs.vector import close
 from ..errors import ConfigError, RunFolderError
 from ..files import write_json
 from . import evaluation, setup
@@ -90,7 +91,7 @@ def evaluate_run(
     if setup.attribute(probe, "expert_action") is not None:
         result["expert"] = measure("expert", evaluation.expert_chooser(envs))
     envs.close()
-    setup.close(probe)
+    close(probe)
     file = _evaluation_file(folder, config, result)
     result["file"] = file.name
     if (wanted, seed, how) == (config.env.split, config.seed, config.eval):

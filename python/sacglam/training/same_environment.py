@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..envs.vector import close
+
 SEEDS = 2
 STEPS = 200  # an episode
 SECONDS = 1.0  # for each of the three that are played
@@ -44,5 +46,4 @@ def _trace(env: Any) -> Iterator[Any]:
                 if step[2] or step[3]:
                     break
     finally:
-        if callable(getattr(env, "close", None)):
-            env.close()
+        close(env)

@@ -26,6 +26,7 @@ from ..envs.registry import GIVEN, checked
 from ..envs.vector import LONG_EPISODE, VectorEnv, find
 from ..errors import ConfigError
 from ..models.base import anywhere, base_of, found_name
+from ..models.device import best_device
 from ..models.given import own_dtype, own_lora, prepare
 from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.options import PolicyOptions
@@ -129,12 +130,6 @@ def _is_missing(device: str) -> bool:
     return device.startswith("cuda") and not torch.cuda.is_available()
 
 
-def close(env: Any) -> None:
-    """Close an environment, if it can be."""
-    if callable(getattr(env, "close", None)):
-        env.close()
-
-
 def reset_options(env: Any, split: str) -> dict[str, Any]:
     """Options for `reset`: the split, for environments that know one.
 
@@ -155,9 +150,12 @@ def named(config: TrainConfig, env: Any) -> TrainConfig:
     named = config.env.id
     if env is None or named.startswith(GIVEN):
         return config
+    own = name_of(env)
     if named == EnvConfig().id:
-        return config.with_overrides({"env.id": name_of(env)})
-    if not is_another(lambda: make_env(named, **config.env.kwargs), env_factory(config, env)):
+        return config.with_overrides({"env.id": own})
+    if named == own or not is_another(
+        lambda: make_env(named, **config.env.kwargs), env_factory(config, env)
+    ):
         return config
     warnings.warn(
         f"env.id {named!r} makes another environment than the one that is given, which is trained "
@@ -234,7 +232,7 @@ def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None)
     if device == "auto" and given is not None:
         device = str(next(given.parameters()).device)
     elif device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
     refuse_missing(device)
     _warn_of_no_update(config)
     return dataclasses.replace(

@@ -15,6 +15,7 @@ import torch
 
 from ..config import TrainConfig
 from ..envs.protocol import validate_reset
+from ..envs.vector import close
 from ..errors import (
     CheckpointError,
     ConfigError,
@@ -107,7 +108,7 @@ class Trainer:
             if begun is not None:
                 keep_heads(self.policy, begun)
         self._check_segments(probe)
-        setup.close(probe)
+        close(probe)
         self._noise = generator(config.seed, ACTING)
         self.algorithm = make_algorithm(
             config, self.policy, self._envs, self._noise, self._reset_options
