@@ -57,6 +57,7 @@ class PromptConfig:
     history: int | None = None  # earlier steps shown; null: what the environment asks for
     list_actions: bool = False  # write the admissible actions into the prompt
     instruction: str | None = None  # first line; null: the environment's own
+    chat: bool = False  # as a user's message, by the tokenizer's chat template
 
 
 @dataclass(frozen=True)

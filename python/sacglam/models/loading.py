@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import gc
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,8 @@ def load_language_model(
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        with _quiet_peft():
+            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
         critic_folder = Path(adapter) / "critic"
         if critic_folder.is_dir():
             model.load_adapter(str(critic_folder), "critic", is_trainable=True)
@@ -130,7 +133,8 @@ def add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
-        wrapped = get_peft_model(model, config)
+        with _quiet_peft():
+            wrapped = get_peft_model(model, config)
     except ValueError as error:
         linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")}
         raise ConfigError(
@@ -141,6 +145,14 @@ def add_lora(model: Any, lora: LoraOptions, critic_adapter: bool) -> Any:
         wrapped.add_adapter("critic", config)
         train_all_adapters(wrapped)
     return wrapped
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without transformers' warning of an old name by which peft asks it, up to 0.21 at least."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def _targets(model: Any, asked: Sequence[str] | None) -> list[str] | str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .chat import chat_frame
 from .codec import TextCodec
 from .template import PromptTemplate
 
-__all__ = ["PromptTemplate", "TextCodec"]
+__all__ = ["PromptTemplate", "TextCodec", "chat_frame"]

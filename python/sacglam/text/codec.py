@@ -27,8 +27,8 @@ class TextCodec:
     """Turns segments and actions into token ids with a Hugging Face tokenizer.
 
     A prompt is *defined* as the concatenation of its segments' ids, framed by the special tokens
-    that the tokenizer itself would add (for a causal model only those in front). `check` says where
-    that differs from tokenising the joined text.
+    that the tokenizer itself would add (for a causal model only those in front; none for a chat,
+    whose template brings its own). `check` says where that differs from tokenising the joined text.
 
     Args:
         tokenizer: any Hugging Face tokenizer.
@@ -43,6 +43,8 @@ class TextCodec:
         self._recent: Recent[str, Ids] = Recent(REMEMBERED_TEXTS)
         self._warned_unknown = False
         self.prefix, self.suffix = _special_frame(tokenizer)
+        if template.before or template.after:
+            self.prefix = self.prefix[:0]
         if not encoder_decoder:
             self.suffix = self.suffix[:0]
 
@@ -121,8 +123,8 @@ class TextCodec:
         return np.concatenate([self.prefix, self.ids(self.template.opening)])
 
     def closing(self) -> Ids:
-        """The action label and the special tokens at the end; int32 [n]."""
-        return np.concatenate([self.ids(self.template.action_label), self.suffix])
+        """The last action label and the special tokens at the end; int32 [n]."""
+        return np.concatenate([self.ids(self.template.closing), self.suffix])
 
     def prompt(
         self,

@@ -3,6 +3,8 @@
     {instruction}\\nGoal: {goal}[\\n{earlier observation}\\nAction: {its action}]*
     \\n{observation}\\nAction:
 
+In a chat, the user says all but the last label, and the assistant's answer begins with that.
+
 Every segment starts with its own white space, where byte-pair and sentence-piece tokenizers split
 anyway, so a prompt tokenised by segments has the ids of the whole.
 """
@@ -21,6 +23,8 @@ class PromptTemplate:
         instruction: a fixed text before everything else; may be empty.
         history: how many earlier steps (observation and action) of the episode are shown.
         list_actions: whether the admissible actions are written into the prompt.
+        before, after: what a chat template puts around a user's message (`chat_frame`), its special
+            tokens included; empty: no chat.
     """
 
     instruction: str = ""
@@ -30,11 +34,19 @@ class PromptTemplate:
     action_label: str = "\nAction:"
     actions_label: str = "\nPossible actions:"
     actions_separator: str = ","
+    before: str = ""
+    after: str = ""
 
     @property
     def opening(self) -> str:
         """The literal before the goal."""
-        return f"{self.instruction}\n{self.goal_label}" if self.instruction else self.goal_label
+        own = f"{self.instruction}\n{self.goal_label}" if self.instruction else self.goal_label
+        return self.before + own
+
+    @property
+    def closing(self) -> str:
+        """The literal that the action follows."""
+        return self.after + self.action_label.lstrip() if self.after else self.action_label
 
     def goal(self, goal: str) -> str:
         """The goal's segment."""
@@ -78,5 +90,5 @@ class PromptTemplate:
                 if k:
                     parts.append(self.actions_separator)
                 parts.append(self.action(action))
-        parts.append(self.action_label)
+        parts.append(self.closing)
         return parts

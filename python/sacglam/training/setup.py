@@ -32,7 +32,7 @@ from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.options import PolicyOptions
 from ..models.policy import Policy
 from ..models.tiny import TINY, save_tiny_model
-from ..text import PromptTemplate
+from ..text import PromptTemplate, chat_frame
 from .same_environment import is_another
 from .seeds import HEADS, derive
 
@@ -299,7 +299,7 @@ def make_policy(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = N
 
 
 def _save_tiny(config: TrainConfig, env: Any, folder: str) -> None:
-    template = make_template(config)
+    template = make_template(config, None)
     words = vocabulary(env, config.env.max_steps)
     save_tiny_model(
         config.model.id,
@@ -319,7 +319,7 @@ def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") 
     return Policy(
         model,
         tokenizer,
-        template=make_template(config),
+        template=make_template(config, tokenizer),
         options=PolicyOptions(
             score=config.policy.score,
             reduce=config.policy.reduce or "sum",
@@ -336,12 +336,19 @@ def wrap_model(config: TrainConfig, model: Any, tokenizer: Any, name: str = "") 
     )
 
 
-def make_template(config: TrainConfig) -> PromptTemplate:
-    """The prompt template of a resolved configuration."""
+def make_template(config: TrainConfig, tokenizer: Any) -> PromptTemplate:
+    """The prompt template of a resolved configuration.
+
+    Raises:
+        ConfigError: `prompt.chat` is true, and the tokenizer has no chat template that can be used.
+    """
+    before, after = chat_frame(tokenizer) if config.prompt.chat else ("", "")
     return PromptTemplate(
         instruction=config.prompt.instruction or "",
         history=config.prompt.history or 0,
         list_actions=config.prompt.list_actions,
+        before=before,
+        after=after,
     )
 
 
