@@ -14,6 +14,7 @@ from sacglam.errors import CandidateError, ConfigError, UnknownModelError, Unsup
 from sacglam.models.given import prepare
 from sacglam.models.loading import LoraOptions, load_language_model
 from sacglam.models.policy import Policy, PolicyOptions
+from sacglam.models.self_check import has_own_forward
 from sacglam.text import PromptTemplate, TextCodec
 from torch import nn
 from transformers import ArceeConfig, ArceeForCausalLM, LlamaModel
@@ -166,7 +167,58 @@ def test_another_attention_can_be_set_again(make_model: Any):
             assert a == pytest.approx(b, rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_forward_pass_of_ones_own_that_changes_no_score(make_model: Any, kind: str):
+    model, tokenizer = make_model(kind)
+    calls: list[int] = []
+
+    class Logging(type(model)):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return super().forward(*args, **kwargs)
+
+    model.__class__ = Logging
+    assert_scores_are_its_own(model, tokenizer)
+    assert calls
+    calls.clear()
+    Policy(model, tokenizer)  # once more: its attention is ours by now
+    assert len(calls) == 2
+
+
 # --- refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["subclass", "method", "hook"])
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_a_forward_pass_that_changes_scores_is_refused(
+    make_model: Any, kind: str, adapted: bool, how: str
+):
+    model, tokenizer = make_model(kind)
+    assert not has_own_forward(model)
+
+    def colder(out: Any) -> Any:
+        out.logits = out.logits / 0.7
+        return out
+
+    if how == "subclass":
+
+        class Colder(type(model)):
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                return colder(super().forward(*args, **kwargs))
+
+        model.__class__ = Colder
+    elif how == "method":
+        own = model.forward
+        model.forward = lambda *args, **kwargs: colder(own(*args, **kwargs))
+    else:
+        model.register_forward_hook(lambda module, args, out: colder(out))
+    given = (
+        get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")) if adapted else model
+    )
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match="forward pass of its own"):
+            Policy(given, tokenizer)
 
 
 def test_a_head_that_is_more_than_a_matrix_is_refused(make_model: Any):

@@ -9,6 +9,7 @@ import torch
 from sacglam.errors import PromptTooLongError
 from sacglam.models.loading import LoraOptions, add_lora
 from sacglam.models.policy import Policy, PolicyOptions
+from sacglam.models.self_check import has_own_forward
 from sacglam.models.tiny import build_tokenizer
 from sacglam.models.trunk import CAUSAL
 from torch import Tensor
@@ -91,6 +92,7 @@ def stock(model: Any, policy: Policy) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("attn", ["fast", "reference"])
 def test_scores_values_and_gradients_are_those_of_stock_passes(kind: str, attn: str):
     model, tokenizer = build(kind, torch.float32)
+    assert not has_own_forward(model)
     policy = Policy(model, tokenizer, options=PolicyOptions(attn=attn))
     forest = policy._pack_texts(PROMPTS, CANDIDATES, leaves=True)
     scores = policy.forward(forest)

@@ -29,6 +29,7 @@ from .heads import QHeads
 from .loading import ONE_AT_A_TIME
 from .options import PolicyOptions
 from .scoring import Scores, candidate_policy, values_over
+from .self_check import refuse_other_scores, scores_by_own_forward
 from .trunk import make_trunk
 
 # A shorter beginning is not worth a tree of its own.
@@ -71,6 +72,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.options = options or PolicyOptions()
         self.name = name
+        own_scores = scores_by_own_forward(model, self.options)
         self.trunk = make_trunk(model, self.options.attn)
         self.codec = TextCodec(
             tokenizer, template or PromptTemplate(), encoder_decoder=self.trunk.encoder_decoder
@@ -92,6 +94,8 @@ class Policy:
             raise ConfigError(
                 "critic.trunk = 'adapter' needs LoRA adapters: set lora.r above 0, or use 'shared'"
             )
+        if own_scores is not None:
+            refuse_other_scores(self, own_scores)
 
     @property
     def device(self) -> torch.device:

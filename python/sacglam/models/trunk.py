@@ -248,7 +248,7 @@ def _refuse_prompt_learning(model: Any) -> None:
             )
 
 
-def _packed(module: Any) -> bool:
+def uses_packed_attention(module: Any) -> bool:
     """Whether attention is ours still: `model.set_attn_implementation` may have taken another."""
     return module.config._attn_implementation in ATTENTION.values()
 
@@ -263,7 +263,7 @@ def _patch_t5(model: Any) -> None:
     """
 
     def table(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if not _packed(self):
+        if not uses_packed_attention(self):
             return type(self).compute_bias(self, *args, **kwargs)
         embedding = self.relative_attention_bias
         radius = self.relative_attention_max_distance
@@ -277,7 +277,7 @@ def _patch_t5(model: Any) -> None:
         return embedding(bucket).t()
 
     def empty(self: Any, queries: int = 0, keys: int = 0, *_: Any, **__: Any) -> Tensor:
-        shape = (0,) if _packed(self) else (1, self.n_heads, queries, keys)
+        shape = (0,) if uses_packed_attention(self) else (1, self.n_heads, queries, keys)
         return self.q.weight.new_zeros(shape)
 
     for stack in (model.encoder, model.decoder):
