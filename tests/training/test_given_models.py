@@ -7,15 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from sacglam import Trainer, load_policy, make_env
 from sacglam.config import LoraConfig as LoraFields
-from sacglam.errors import ConfigError
+from sacglam.errors import ConfigError, UnsupportedModelError
 from sacglam.models.policy import Policy
 from sacglam.models.tiny import build_tokenizer
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
 
 PROMPT, ACTIONS = "Goal: Grasp red table\nYou see: red table\nAction:", ["Grasp", "Release all"]
 RUN = {"total_steps": 120, "eval.episodes": 2, "optim.lr": 1e-2}
@@ -187,3 +188,41 @@ def test_a_model_may_be_given_twice(folder: Path, tokenizer: Any):
     assert _scores(again) == pytest.approx(first, rel=0.05)
     with pytest.raises(TypeError, match="packed forests only"):
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
+
+
+def test_quantised_weights_are_refused_before_a_run_is_made(
+    folder: Path, tokenizer: Any, quick_config: Any
+):
+    for adapted in (False, True):
+        given = _plain(folder)
+        given.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)
+        given = _adapted(given) if adapted else given
+        config = quick_config(**RUN)
+        with pytest.raises(UnsupportedModelError, match="quantised .bitsandbytes"):
+            Trainer(config, model=(given, tokenizer))
+        assert not Path(config.out).exists()
+
+
+def test_weights_that_are_elsewhere_are_refused(folder: Path, tokenizer: Any, quick_config: Any):
+    offloaded = accelerate.cpu_offload(_plain(folder), execution_device=torch.device("cpu"))
+    with pytest.raises(UnsupportedModelError, match="offloaded"):
+        Trainer(quick_config(**RUN), model=(offloaded, tokenizer))
+    with pytest.raises(UnsupportedModelError, match="offloaded"):
+        Policy(offloaded, tokenizer)
+
+
+def test_adalora_is_named(folder: Path, tokenizer: Any, quick_config: Any):
+    adapted = get_peft_model(
+        _plain(folder), AdaLoraConfig(total_step=10, target_modules=["v_proj"])
+    )
+    with pytest.raises(ConfigError, match="'default' .*ADALORA"):
+        Trainer(quick_config(**RUN), model=(adapted, tokenizer))
+
+
+def test_gradient_checkpointing_is_said_to_have_no_effect(
+    folder: Path, tokenizer: Any, quick_config: Any
+):
+    model = _plain(folder)
+    model.gradient_checkpointing_enable()
+    with pytest.warns(RuntimeWarning, match="optim.micro_batch"):
+        Trainer(quick_config(**RUN), model=(model, tokenizer))

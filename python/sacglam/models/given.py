@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from ..errors import ConfigError
 from .base import base_of
 from .loading import DTYPES, LoraOptions, add_lora, train_all_adapters
-from .trunk import refuse_unsupported
+from .trunk import refuse_spread, refuse_unsupported
 
 # peft's ways to begin an adapter that take its part out of the base.
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
@@ -60,7 +61,8 @@ def own_lora(model: Any, r: int | None) -> LoraOptions | None:
             "model without (merge_and_unload)"
         )
     adapter = model.peft_config.get("default")
-    if not isinstance(adapter, LoraConfig) or not {"default", "critic"} >= set(model.peft_config):
+    # AdaLoRA's is a LoraConfig too, and its ranks would never be allocated.
+    if type(adapter) is not LoraConfig or not {"default", "critic"} >= set(model.peft_config):
         found = ", ".join(f"{name!r} ({c.peft_type})" for name, c in model.peft_config.items())
         raise ConfigError(
             f"the given model has the adapters {found}; needed is one of LoRA named 'default', as "
@@ -86,6 +88,14 @@ def prepare(
         ConfigError: adapters cannot be added, or those that it has cannot be used.
     """
     refuse_unsupported(base_of(model).config)  # before peft asks for modules of an unknown type
+    refuse_spread(model)
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        warnings.warn(
+            "gradient checkpointing is on in the given model, and has no effect here: to save "
+            "memory, make updates in parts (optim.micro_batch)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if dtype != str(next(model.parameters()).dtype).removeprefix("torch."):
         for name, parameter in model.named_parameters():  # buffers keep their precision
             narrow = DTYPES[dtype]

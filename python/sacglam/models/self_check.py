@@ -15,7 +15,7 @@ from . import fused
 from .base import base_of
 from .options import PolicyOptions
 from .stock import stock_scores
-from .trunk import refuse_unsupported, uses_packed_attention
+from .trunk import refuse_spread, refuse_unsupported, uses_packed_attention
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -46,6 +46,7 @@ def scores_by_own_forward(model: Any, options: PolicyOptions) -> Tensor | None:
     if not has_own_forward(base) or base.get_output_embeddings() is None:
         return None
     refuse_unsupported(base.config)
+    refuse_spread(base)
     if uses_packed_attention(base):  # it may have been given to a policy before
         base.set_attn_implementation("sdpa")
         fused.unfuse(base)

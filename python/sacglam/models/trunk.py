@@ -43,6 +43,7 @@ class Trunk:
         self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config: Any = self.base.config
         refuse_unsupported(self.config)
+        refuse_spread(self.base)
         _refuse_head(self.base)
         _refuse_prompt_learning(model)
         attention.register()
@@ -201,6 +202,7 @@ def _set_attention(model: Any, name: str) -> None:
 
 
 def refuse_unsupported(config: Any) -> None:
+    """Raise UnsupportedModelError for what a model's configuration says."""
     kind = config.model_type
     known = ENCODER_DECODER if config.is_encoder_decoder else CAUSAL
     if kind not in known:
@@ -214,6 +216,29 @@ def refuse_unsupported(config: Any) -> None:
     both = getattr(config, "use_bidirectional_attention", False)
     if both or not getattr(config, "is_causal", True):
         raise UnsupportedModelError(f"this {kind} model attends in both directions (is_causal)")
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        found = quantised if isinstance(quantised, dict) else vars(quantised)
+        method = found.get("quant_method")
+        raise UnsupportedModelError(
+            f"the model's weights are quantised ({getattr(method, 'value', method)}), and a run "
+            "could not save them: load it without quantization_config (model.dtype bfloat16 takes "
+            "two bytes a parameter)"
+        )
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Raise UnsupportedModelError where weights are not all on one device: what brings them there
+    when a layer is called would not be asked by fused layers."""
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    if devices & {"meta"} or len(devices) > 1:
+        where = (
+            "offloaded (on the meta device)" if "meta" in devices else ", ".join(sorted(devices))
+        )
+        raise UnsupportedModelError(
+            f"the model's weights must lie on one device, and are {where}: load it without "
+            "device_map, or move it with model.to(device)"
+        )
 
 
 def _window(config: Any) -> int | None:
