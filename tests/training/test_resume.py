@@ -38,16 +38,16 @@ class _InterruptAt(Callback):
         {},
         {"model.id": "tiny-t5", "sac.learn_alpha": True, "replay.her_balance": "events"},
         {"prompt.history": 2, "prompt.list_actions": True, "env.id": "playground/zoo"},
-        {"algo": "ppo", "ppo.rollout": 30, "ppo.minibatch": 16, "ppo.target_kl": 0.001},
+        {"algo": "ppo", "ppo.rollout": 20, "ppo.minibatch": 16, "ppo.target_kl": 0.001},
         {"algo": "ppo", "ppo.rollout": 16, "model.id": "tiny-t5", "prompt.history": 1},
         {"model.id": "tiny-t5", "critic.kind": "reencode", "eval.interval": 80, "eval.episodes": 4},
-        {"replay.sampling": "prioritised", "replay.capacity": 150},
-        {"replay.capacity_bytes": 60_000, "prompt.list_actions": True},
+        {"replay.sampling": "prioritised", "replay.capacity": 100},
+        {"replay.capacity_bytes": 40_000, "prompt.list_actions": True},
         {"sac.subgoals": 0.7, "env.id": "playground/zoo"},
         {"env.max_steps": 3, "prompt.history": 1},
-        {"env.max_steps": 3, "env.processes": 2, "algo": "ppo", "ppo.rollout": 30},
+        {"env.max_steps": 3, "env.processes": 2, "algo": "ppo", "ppo.rollout": 20},
         {"model.dtype": "bfloat16"},
-        {"model.dtype": "bfloat16", "algo": "ppo", "ppo.rollout": 30, "ppo.minibatch": 16},
+        {"model.dtype": "bfloat16", "algo": "ppo", "ppo.rollout": 20, "ppo.minibatch": 16},
     ],
     ids=[
         "llama",
@@ -66,15 +66,16 @@ class _InterruptAt(Callback):
     ],
 )
 def test_resuming_after_ctrl_c_is_exact(quick_config: Any, options: dict[str, Any]):
+    options = {"total_steps": 240, "learning_starts": 60, "log_interval": 60, **options}
     whole = Trainer(quick_config("whole", **options)).train()
-    stopped = Trainer(quick_config("parts", **options), callbacks=[_InterruptAt(200)]).train()
+    stopped = Trainer(quick_config("parts", **options), callbacks=[_InterruptAt(120)]).train()
     assert stopped.interrupted
-    assert stopped.env_steps == 200
+    assert stopped.env_steps == 120
     resumed = Trainer.resume(stopped.out).train()
     assert not resumed.interrupted
     assert _metrics(whole.out) == _metrics(resumed.out)
-    assert [m["env_steps"] for m in _metrics(whole.out) if m["env_steps"] % 100 == 0] == [
-        *(100, 200, 300, 400)
+    assert [m["env_steps"] for m in _metrics(whole.out) if m["env_steps"] % 60 == 0] == [
+        *(60, 120, 180, 240)
     ]
     assert whole.evaluation is not None
     assert resumed.evaluation is not None
