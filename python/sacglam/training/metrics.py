@@ -4,12 +4,14 @@ TensorBoard."""
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..files import named, write_text
 from .episode import EpisodeResult
 
 WINDOW = 100  # episodes per family that the success rate looks back on
@@ -37,8 +39,8 @@ class Meter:
         """Success rate over each family's recent episodes."""
         return {f: sum(won) / len(won) for f, won in sorted(self._success.items())}
 
-    def take(self) -> dict[str, Any]:
-        """Everything since the last call, as one object of metrics.jsonl."""
+    def line(self) -> dict[str, Any]:
+        """Everything since `clear`, as one object of metrics.jsonl."""
         success = self.success()
         found: dict[str, Any] = {
             "episodes": self.episodes,
@@ -47,9 +49,12 @@ class Meter:
         }
         for name, total in self._sums.items():
             found[name] = total / self._updates
+        return found
+
+    def clear(self) -> None:
+        """Begin the next line: this one is written."""
         self._sums.clear()
         self._updates = 0
-        return found
 
     def state(self) -> dict[str, Any]:
         return {
@@ -72,7 +77,7 @@ class MetricsWriter:
 
     Args:
         folder: the run's.
-        env_steps: how far it is; what TensorBoard has of later steps is no longer shown.
+        env_steps: of the last line; what TensorBoard has of later steps is no longer shown.
         tensorboard: whether to write its events.
     """
 
@@ -85,16 +90,27 @@ class MetricsWriter:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=env_steps + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
+        """Add a line; OSError where it cannot be written."""
+        with named(Path(self._file.name)):
+            self._file.write(json.dumps(metrics) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in _flatten(metrics):
                 self._board.add_scalar(name, value, metrics["env_steps"])
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Must not hide what ended the run, nor keep it from being saved: raises nothing."""
+        with suppress(OSError):  # lines are flushed: it is one that could not be written before
+            self._file.close()
+        try:
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            warnings.warn(
+                f"the last events for TensorBoard could not be written: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
@@ -108,22 +124,23 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
 
 
 def drop_after(folder: Path, env_steps: int) -> None:
-    """Before resuming at `env_steps`: move later lines of metrics.jsonl to metrics.discarded.jsonl.
+    """Before resuming behind the line of `env_steps`: move later lines of metrics.jsonl to
+    metrics.discarded.jsonl.
 
     A run that was killed may have logged beyond its last checkpoint; those steps are run again.
     """
     path = folder / "metrics.jsonl"
     if not path.exists():
         return
-    kept: list[str] = []
-    later: list[str] = []
-    for line in path.read_text().splitlines():
+    kept: list[bytes] = []
+    later: list[bytes] = []
+    for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
             (kept if entry["env_steps"] <= env_steps else later).append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            later.append(line)  # half a line, written when the run was killed
+        except (ValueError, KeyError, TypeError):
+            later.append(line)  # half a line, written when the run was killed, or damaged
     if later:
-        with (folder / "metrics.discarded.jsonl").open("a") as discarded:
-            discarded.write("\n".join(later) + "\n")
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        with (folder / "metrics.discarded.jsonl").open("ab") as discarded:
+            discarded.writelines(line + b"\n" for line in later)
+        write_text(path, "".join(f"{line.decode()}\n" for line in kept))

@@ -223,7 +223,7 @@ class Trainer:
         if not self._begun and (self.out / "config.yaml").exists():  # another trainer was faster
             refuse_used_folder(self.out, locked=True)
         refuse_foreign_progress(self.out, self._checkpoint)
-        drop_after(self.out, self.env_steps)
+        drop_after(self.out, self._handled)
         saved_at = self._position if self._begun else None
         if not self._begun:
             self.algorithm.collector.start()
@@ -234,7 +234,7 @@ class Trainer:
         if self.env_steps == 0 and not (self.out / "baselines.json").exists():
             with suppress(_Stopped):  # then the loop ends at once, and saves
                 write_json(self.out / "baselines.json", self._baselines())
-        writer = MetricsWriter(self.out, self.env_steps)
+        writer = MetricsWriter(self.out, self._handled)
         algorithm = self.algorithm
         since = (self.clock.wall_s, self.env_steps, algorithm.updates)
         self._saved_s = time.monotonic()
@@ -334,13 +334,14 @@ class Trainer:
             "env_steps": self.env_steps,
             "updates": self.algorithm.updates,
             **self.clock.seconds(),
-            **self.meter.take(),
+            **self.meter.line(),
             "env_steps_per_s": round(rates[0], 2),
             "updates_per_s": round(rates[1], 3),
         }
         if found is not None:
             metrics["eval"] = found
         writer.write(metrics)
+        self.meter.clear()
         self._handled = self.env_steps
         for callback in self.callbacks:
             callback.on_log(metrics)
