@@ -214,6 +214,12 @@ class ReplayBuffer {
   std::uint64_t ready_to_intern(const InternTable& table, const std::vector<std::int32_t>& ids) {
     const std::size_t more =
         table.find(ids.data(), ids.size()) < 0 ? InternTable::bytes_of(ids) : 0;
+    if (more > owned_->capacity_bytes) {  // before anything is driven out for it
+      throw ReplayFault("there is no room for a list of " + std::to_string(ids.size()) +
+                        " ids: it takes " + std::to_string(more) +
+                        " bytes, and capacity_bytes is " + std::to_string(owned_->capacity_bytes) +
+                        "; raise it");
+    }
     if (more > 0 && !owned_->make_room(more)) {
       throw ReplayFault("there is no room for a list of " + std::to_string(ids.size()) +
                         " ids: of capacity_bytes = " + std::to_string(settings_.capacity_bytes) +

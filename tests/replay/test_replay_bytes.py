@@ -215,6 +215,15 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
     assert set(buffer.sample(8).episode.tolist()) == {small}
 
 
+def test_a_text_that_never_fits_drives_no_episode_out():
+    buffer = ReplayBuffer(1000, capacity_bytes=20_000)
+    episodes = [buffer.add_episode(*observe(buffer, k, 3, 5)) for k in range(5)]
+    for intern in (buffer.intern_text, buffer.intern_candidates):
+        with pytest.raises(ReplayError, match="no room for a list of 10000 ids: it takes [0-9]+ b"):
+            intern(np.arange(10_000))
+    assert buffer.stats()["episodes"] == len(episodes)
+
+
 @pytest.mark.parametrize("length", [11, 21, 40])
 def test_splitting_keeps_the_texts_of_the_pieces_to_come(length):
     buffer = ReplayBuffer(10, long_episodes="split", capacity_bytes=10**6)
