@@ -3,6 +3,7 @@ and a typed error when a worker dies, hangs or meets an error."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import random
@@ -46,6 +47,12 @@ class Troubled:
         if self.count == self.at:
             if self.trouble == "crash":
                 print("about to fall", flush=True)
+                os._exit(3)
+            if self.trouble == "orphan":
+                if os.fork() == 0:  # a helper, which inherits the socket and outlives this
+                    os.close(1), os.close(2)
+                    time.sleep(20)
+                    os._exit(0)
                 os._exit(3)
             if self.trouble == "raise":
                 raise KeyError("lost the key")
@@ -337,6 +344,25 @@ def test_a_crash_names_the_worker_and_its_last_words(troubled: str) -> None:
         assert "about to fall" in message
         with pytest.raises(EnvironmentWorkerError, match="make a new one"):
             vector.reset(0, seed=0)
+
+
+def test_the_death_of_a_worker_shows_where_a_process_of_its_environment_lives_on(
+    troubled: str,
+) -> None:
+    begin = time.monotonic()
+    with ProcessVectorEnv([(troubled, {"trouble": "orphan"})], timeout_s=15.0) as vector:
+        actions = first_actions(vector)
+        with pytest.raises(EnvironmentWorkerError, match="exit status 3"):
+            vector.step(actions)
+    assert time.monotonic() - begin < 15.0
+
+
+def test_workers_end_with_a_vector_that_nobody_closes(troubled: str) -> None:
+    vector = ProcessVectorEnv([troubled])
+    pid = vector.reset(0, seed=0)[1]["pid"]
+    del vector
+    gc.collect()
+    assert not _runs(pid)
 
 
 def test_a_hanging_worker_is_given_up(troubled: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -29,6 +31,8 @@ Made = str | Callable[..., Any]
 _KEPT_LINES = 20
 #: Time that a worker gets to close its environments before it is killed.
 _CLOSE_S = 5.0
+#: How often a worker that does not answer is looked at [s].
+_LOOK_S = 1.0
 
 
 class ProcessVectorEnv:
@@ -74,6 +78,8 @@ class ProcessVectorEnv:
         if count < 1:
             raise ConfigError(f"workers={workers}; give at least 1")
         self._workers: list[_Worker] = []
+        # Also where nobody calls close: at the end of this object, or of the program.
+        self._close = weakref.finalize(self, _end, self._workers)
         self._unusable = ""
         try:
             for k in range(count):
@@ -149,17 +155,21 @@ class ProcessVectorEnv:
 
     def close(self) -> None:
         """Closes the environments and ends the workers. May be called again."""
-        for worker in self._workers:
-            worker.hang_up()
-        for worker in self._workers:
-            worker.end()
-        self._workers = []
+        self._close()
 
     def __enter__(self) -> ProcessVectorEnv:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.end()
+    workers.clear()
 
 
 class _Worker:
@@ -170,6 +180,8 @@ class _Worker:
         self._timeout_s = timeout_s
         self._link, theirs = socket.socketpair()
         self._link.settimeout(timeout_s)
+        self._ready = select.poll()
+        self._ready.register(self._link, select.POLLIN)
         environ = dict(os.environ)
         # The worker must find what the caller finds, also after sys.path was changed.
         environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -207,6 +219,7 @@ class _Worker:
     def receive(self, share: list[int]) -> list[dict[str, Any]]:
         """The answers to the last requests, which concerned the environments `share`."""
         try:
+            self._await_answer()
             answers: list[dict[str, Any]] = receive(self._link)["answers"]
         except TimeoutError:
             self._process.kill()
@@ -218,6 +231,24 @@ class _Worker:
         except (EOFError, OSError):
             self._died(share)
         return answers
+
+    def _await_answer(self) -> None:
+        """Until there is something to read. The worker's death does not show at the socket where a
+        process that an environment has started holds the other end as well.
+
+        Raises:
+            EOFError: the worker is dead.
+            TimeoutError: there was nothing in time.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            if self._ready.poll(1000 * min(_LOOK_S, max(0.0, left))):
+                return
+            if self._process.poll() is not None and not self._ready.poll(0):
+                raise EOFError
+            if left <= 0.0:
+                raise TimeoutError
 
     def _died(self, share: list[int]) -> NoReturn:
         try:
