@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,46 +63,49 @@ def play_episodes(
     if goal is not None:
         options["goal"] = goal
     noise = generator(seed, EVAL_EPISODES)
-    for number in range(episodes):
-        episode = Episode(number, episode_seed(seed, EVAL_EPISODES, number))
-        episode.begin(*envs.reset(0, seed=episode.seed, options=options or None))
-        terminated = truncated = False
-        while not (terminated or truncated):
-            pi, q = _scores(policy, episode)
-            drawn = pi.log().div(config.eval.temperature).softmax(-1)
-            chosen = int(pi.argmax() if greedy else torch.multinomial(drawn, 1, generator=noise))
-            observation, candidates = episode.observation, episode.actions
-            action = candidates[chosen]
-            step = envs.step({0: action})[0]
+    with ExitStack() as opened:  # closed also where an environment raises
+        opened.callback(close, probe)
+        opened.callback(envs.close)
+        for number in range(episodes):
+            episode = Episode(number, episode_seed(seed, EVAL_EPISODES, number))
+            episode.begin(*envs.reset(0, seed=episode.seed, options=options or None))
+            terminated = truncated = False
+            while not (terminated or truncated):
+                pi, q = _scores(policy, episode)
+                drawn = pi.log().div(config.eval.temperature).softmax(-1)
+                chosen = int(
+                    pi.argmax() if greedy else torch.multinomial(drawn, 1, generator=noise)
+                )
+                observation, candidates = episode.observation, episode.actions
+                action = candidates[chosen]
+                step = envs.step({0: action})[0]
+                console.print(
+                    render_step(
+                        console,
+                        step=len(episode.rewards),
+                        goal=episode.goal,
+                        observation=observation,
+                        candidates=candidates,
+                        probabilities=pi,
+                        q_values=q,
+                        chosen=chosen,
+                        reward=step.reward,
+                        achieved=step.info["achieved_goals"],
+                    )
+                )
+                episode.advance(action, step)
+                terminated, truncated = step.terminated, step.truncated
+            result = episode.result(terminated)
             console.print(
-                render_step(
+                render_outcome(
                     console,
-                    step=len(episode.rewards),
-                    goal=episode.goal,
-                    observation=observation,
-                    candidates=candidates,
-                    probabilities=pi,
-                    q_values=q,
-                    chosen=chosen,
-                    reward=step.reward,
-                    achieved=step.info["achieved_goals"],
+                    goal=result.goal,
+                    success=result.success,
+                    steps=result.length,
+                    total_reward=result.episode_return,
+                    truncated=truncated,
                 )
             )
-            episode.advance(action, step)
-            terminated, truncated = step.terminated, step.truncated
-        result = episode.result(terminated)
-        console.print(
-            render_outcome(
-                console,
-                goal=result.goal,
-                success=result.success,
-                steps=result.length,
-                total_reward=result.episode_return,
-                truncated=truncated,
-            )
-        )
-    envs.close()
-    close(probe)
 
 
 def _scores(policy: Any, episode: Episode) -> tuple[torch.Tensor, torch.Tensor | None]:
