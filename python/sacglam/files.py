@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,31 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to its disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """A folder and all that is in it."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def share(folder: Path, like: Path) -> None:
+    """Give all files of a folder the permissions of `like`, which was made as usual: safetensors
+    makes its own for their owner alone. Where the file system has none, they stay."""
+    mode = stat.S_IMODE(like.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with suppress(OSError):
+                path.chmod(mode)
 
 
 @contextmanager

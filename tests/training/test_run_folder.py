@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sacglam import Callback, Trainer, load_policy
+from sacglam import Callback, Trainer, evaluate_run, load_policy, play_episodes
 from sacglam.errors import CheckpointError, ConfigError, RunFolderError, SacglamError
+from sacglam.training import evaluation, playing, setup
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -156,3 +159,82 @@ def test_a_disk_that_is_full_at_the_start_leaves_the_folder_free(
         with pytest.raises(CheckpointError, match=r"cannot be written to .*/model .*No space"):
             trainer.train()
     assert Trainer(config).train().evaluation is not None
+
+
+def test_what_others_may_read_of_a_run_includes_its_weights(quick_config: Any):
+    """safetensors makes its files for their owner alone."""
+    before = os.umask(0o022)
+    try:
+        run = Trainer(quick_config(**BRIEF, **{"lora.r": 4})).train()
+    finally:
+        os.umask(before)
+    files = [path for path in run.out.rglob("*") if path.suffix in (".safetensors", ".json")]
+    assert len([path for path in files if path.suffix == ".safetensors"]) == 5
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
+
+
+def test_what_a_checkpoint_needs_is_on_the_disk_before_it_appears(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Also the base model of its adapters, which lies beside it: after a power cut it is there."""
+    synced: set[int] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def checked(self: Path, target: Path) -> Path:
+        if Path(target).parent.name == "checkpoints":
+            run = Path(target).parents[1]
+            needed = [p for p in [*self.rglob("*"), *(run / "model").rglob("*")] if p.is_file()]
+            assert len(needed) > 8
+            assert [p for p in needed if p.stat().st_ino not in synced] == []
+            moved.append(target)
+        return rename(self, target)
+
+    moved: list[Path] = []
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", checked)
+    Trainer(quick_config(**BRIEF, **{"lora.r": 4})).train()
+    assert moved
+
+
+@pytest.mark.parametrize("call", [evaluate_run, play_episodes])
+def test_an_evaluation_that_fails_leaves_no_processes(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch, call: Any
+):
+    made: list[Any] = []
+
+    def make(*args: Any, **options: Any) -> Any:
+        made.append(make_envs(*args, **options))
+        return made[-1]
+
+    with Trainer(quick_config(**BRIEF, **{"env.processes": 1})) as trainer:
+        trainer.train()
+    make_envs = setup.make_envs
+    monkeypatch.setattr(setup, "make_envs", make)
+    monkeypatch.setattr(playing, "_scores", _fail)
+    monkeypatch.setattr(evaluation, "evaluate", _fail)
+    with pytest.raises(ConnectionError):
+        call(trainer.out)
+    assert [envs._workers for envs in made] == [[]]
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise ConnectionError
+
+
+def test_an_evaluation_is_of_one_checkpoint_though_the_run_goes_on(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch
+):
+    out = Trainer(quick_config(**BRIEF)).train().out
+    make_envs = setup.make_envs
+
+    def make_later(*args: Any) -> Any:  # when the policy has been loaded
+        monkeypatch.undo()
+        Trainer.resume(out, total_steps=160).train()
+        return make_envs(*args)
+
+    monkeypatch.setattr(setup, "make_envs", make_later)
+    assert evaluate_run(out)["env_steps"] == 120

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import share, sync, sync_all
 
 
 def base_of(model: Any) -> Any:
@@ -57,11 +58,24 @@ def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
     try:
         with without_progress_bars():
             base_of(model).save_pretrained(temporary, state_dict=base_weights(model))
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
+        share(temporary, temporary / "config.json")
+        sync_all(temporary)
         temporary.rename(folder)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"the model cannot be written to {folder} ({error})") from error
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """`save_pretrained`; raises OSError also where tokenizers raises a bare Exception for one."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(f"the tokenizer cannot be written to {folder}: {error}") from error
 
 
 def found_name(model: Any, name: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from ..errors import ConfigError, UnknownModelError, UnsupportedModelError
 from .device import use_device
@@ -79,9 +78,9 @@ def load_language_model(
         model, loaded = kind.from_pretrained(
             name, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
         )
-    except UnsupportedModelError:
+    except (UnsupportedModelError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # the libraries raise errors of all kinds for damaged files
         raise UnknownModelError(_unknown_model(str(name), error)) from error
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .base import base_of, save_base, without_progress_bars
+from ..files import share
+from .base import base_of, save_base, save_tokenizer, without_progress_bars
 from .loading import load_language_model
 
 FORMAT = 1
@@ -61,7 +61,7 @@ def write(folder: Path, saved: Saved, *, lora: bool, base: Path | None = None) -
             # PiSSA's, OLoRA's and the like change the base, which is what it is by now.
             found["init_lora_weights"] = True
             file.write_text(json.dumps(found, indent=2) + "\n")
-    saved.tokenizer.save_pretrained(folder / "tokenizer")
+    save_tokenizer(saved.tokenizer, folder / "tokenizer")
     heads = {name: p.detach().cpu().contiguous() for name, p in saved.heads.items()}
     save_file(heads, folder / "heads.safetensors")
     dtype = next(saved.model.parameters()).dtype
@@ -76,6 +76,7 @@ def write(folder: Path, saved: Saved, *, lora: bool, base: Path | None = None) -
         "remote_code": type(base_of(saved.model)).__module__.startswith("transformers_modules."),
     }
     (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+    share(folder, folder / "policy.json")
 
 
 def read(folder: Path, device: torch.device | str, *, trust_remote_code: bool = False) -> Saved:
@@ -117,10 +118,13 @@ def read(folder: Path, device: torch.device | str, *, trust_remote_code: bool = 
 
 @contextmanager
 def complete(folder: Path) -> Iterator[None]:
-    """Raises CheckpointError where a policy cannot be made of what the folder holds."""
+    """Raises CheckpointError where a policy cannot be made of what the folder holds.
+
+    The libraries that read it raise errors of all kinds for damage, a bare Exception among them.
+    """
     try:
         yield
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except (CheckpointError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise  # the latter say nothing of the folder
+    except Exception as error:
         raise CheckpointError(f"{folder} is not a complete saved policy: {error}") from error

@@ -7,7 +7,7 @@
         replay.bin            the replay buffer (SAC)
         rollout.safetensors   steps that were not yet learned from (PPO)
         lesson.safetensors    those that are being learned from, if any (PPO)
-        state.json            counters, random generators, episodes under way
+        state.json            counters, random generators, episodes under way, checksums of all
 
 Everything is written into a temporary folder and renamed at the end.
 """
@@ -15,8 +15,8 @@ Everything is written into a temporary folder and renamed at the end.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +28,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import share, sync, sync_all
 from .lock import is_in_use
 
 FORMAT = 2
+_STATE = "state.json"
 
 
 def checkpoint_folder(run: Path, env_steps: int) -> Path:
@@ -44,9 +46,9 @@ def _unfinished(final: Path) -> Path:
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     folder = Path(run) / "checkpoints"
-    found = {p.name: p for p in folder.glob("step-*") if (p / "state.json").is_file()}
+    found = {p.name: p for p in folder.glob("step-*") if (p / _STATE).is_file()}
     for old in folder.glob(".step-*.old"):  # killed while it was replaced
-        if (old / "state.json").is_file():
+        if (old / _STATE).is_file():
             found.setdefault(old.name[1 : -len(".old")], old)
     return [found[name] for name in sorted(found)]
 
@@ -82,20 +84,26 @@ class CheckpointWriter:
         save_file(clean, self.folder / f"{name}.safetensors")
 
     def commit(self, state: Mapping[str, Any]) -> Path:
-        text = json.dumps({"format": FORMAT, **state}, indent=1)
-        (self.folder / "state.json").write_text(text + "\n")
-        for path in self.folder.rglob("*"):
-            _fsync(path)
-        _fsync(self.folder)
+        state = {"format": FORMAT, **state}
+        sums = {
+            str(path.relative_to(self.folder)): _checksum(path)
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.suffix != ".md"  # peft's, which nobody but people reads
+        }
+        sums[_STATE] = _checksum_of(state)
+        text = json.dumps({**state, "checksums": sums}, indent=1)
+        (self.folder / _STATE).write_text(text + "\n")
+        share(self.folder, self.folder / _STATE)
+        sync_all(self.folder)
         if self._final.exists():  # the same step again, after resuming: the old one is replaced
             old = self._final.with_name(f".{self._final.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             self._final.rename(old)
             self.folder.rename(self._final)
-            shutil.rmtree(old)
+            _delete(old)
         else:
             self.folder.rename(self._final)
-        _fsync(self._final.parent)
+        sync(self._final.parent)
         return self._final
 
 
@@ -130,16 +138,61 @@ def older_one_named(run: Path, folder: Path) -> Iterator[None]:
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint; raises CheckpointError."""
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / _STATE).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from error
+        raise CheckpointError(f"{folder / _STATE} is missing or damaged: {error}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{folder}/state.json holds a {type(state).__name__}; it is damaged")
+    rest = {key: value for key, value in state.items() if key != "checksums"}
+    if "checksums" in state and _checksums(state).get(_STATE) != _checksum_of(rest):
+        raise CheckpointError(f"{folder}/state.json is damaged: its checksum does not match")
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {state.get('format')!r}; this version reads {FORMAT}"
         )
     return state
+
+
+def verify(folder: Path, part: str = "") -> None:
+    """Compare a checkpoint's files with their checksums, of which older ones have none.
+
+    Args:
+        folder: of the checkpoint.
+        part: how the names begin of those that matter.
+
+    Raises:
+        CheckpointError: one is missing or was changed, which is named.
+    """
+    for name, expected in _checksums(read_state(folder)).items():
+        if name == _STATE or not name.startswith(part):
+            continue
+        try:
+            found = _checksum(folder / name)
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
+        if found != expected:
+            raise CheckpointError(
+                f"{folder / name} is damaged: its checksum is not the one in {_STATE}"
+            )
+
+
+def _checksums(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """By the file's name in the checkpoint."""
+    found = state.get("checksums", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _checksum_of(state: Mapping[str, Any]) -> int:
+    """Of what state.json holds, but for the checksums."""
+    return zlib.crc32(json.dumps(state).encode())
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            found = zlib.crc32(piece, found)
+    return found
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -154,9 +207,19 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what a killed save left behind."""
     for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        _delete(old)
     for leftover in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(leftover)
+        _delete(leftover)
+
+
+def _delete(folder: Path) -> None:
+    """Under a name that is no checkpoint's first: a process that is killed here leaves nothing
+    that looks like one, and is finished by the next `prune`."""
+    gone = folder.with_name(f".{folder.name.strip('.').split('.')[0]}.gone")
+    if folder != gone:
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -177,11 +240,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, key = name.split(".", 1)
         current["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(current)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

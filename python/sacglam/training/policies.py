@@ -12,7 +12,7 @@ from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.options import PolicyOptions
 from ..models.policy import Policy, load_saved_policy
 from ..text import PromptTemplate
-from .checkpoint import latest_checkpoint
+from .checkpoint import latest_checkpoint, verify
 
 
 def load_policy(
@@ -64,5 +64,7 @@ def _saved_at(folder: Path) -> Path | None:
         if (each / "policy.json").is_file():
             return each
     if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-        return latest_checkpoint(folder) / "policy"
+        newest = latest_checkpoint(folder)
+        verify(newest, "policy/")
+        return newest / "policy"
     return None

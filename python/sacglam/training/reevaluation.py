@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..errors import ConfigError, RunFolderError
 from ..files import write_json
 from . import evaluation, setup
 from .callbacks import Callback
-from .checkpoint import latest_checkpoint, read_state
+from .checkpoint import latest_checkpoint, read_state, verify
 from .policies import load_policy
 
 
@@ -59,8 +60,11 @@ def evaluate_run(
     probe = setup.env_factory(config, env)()
     wanted = split or config.env.split
     options = setup.reset_options(probe, wanted)
+    newest = latest_checkpoint(folder)  # a run under way soon has another
+    state = read_state(newest)
+    verify(newest, "policy/")
     policy = load_policy(
-        folder,
+        newest / "policy",
         device=setup.computing(config, device, threads),
         trust_remote_code=config.model.trust_remote_code,
     )
@@ -77,21 +81,21 @@ def evaluate_run(
             envs, chooser, episodes=count, seed=seed, reset_options=options, on_progress=tell
         )
 
-    state = read_state(latest_checkpoint(folder))
-    result = {
-        "env_steps": state["env_steps"],
-        "updates": state["updates"],
-        "wall_s": round(state["wall_s"], 3),
-        "cpu_s": round(state["cpu_s"], 3),
-        **evaluation.settings(how, wanted, seed),
-        **measure("policy", evaluation.policy_chooser(policy, how, seed)),
-        "baseline_random": measure("random", evaluation.random_chooser(seed)),
-        "expert": None,
-    }
-    if setup.attribute(probe, "expert_action") is not None:
-        result["expert"] = measure("expert", evaluation.expert_chooser(envs))
-    envs.close()
-    close(probe)
+    with ExitStack() as opened:  # closed also where an environment or a callback raises
+        opened.callback(close, probe)
+        opened.callback(envs.close)
+        result = {
+            "env_steps": state["env_steps"],
+            "updates": state["updates"],
+            "wall_s": round(state["wall_s"], 3),
+            "cpu_s": round(state["cpu_s"], 3),
+            **evaluation.settings(how, wanted, seed),
+            **measure("policy", evaluation.policy_chooser(policy, how, seed)),
+            "baseline_random": measure("random", evaluation.random_chooser(seed)),
+            "expert": None,
+        }
+        if setup.attribute(probe, "expert_action") is not None:
+            result["expert"] = measure("expert", evaluation.expert_chooser(envs))
     file = _evaluation_file(folder, config, result)
     result["file"] = file.name
     if (wanted, seed, how) == (config.env.split, config.seed, config.eval):

@@ -98,6 +98,7 @@ class Trainer:
         resumed = checkpoint.latest_checkpoint(self.out) if resume else None
         if resumed is not None:
             with checkpoint.older_one_named(self.out, resumed):
+                checkpoint.verify(resumed)
                 self.policy = load_saved_policy(
                     resumed / "policy",
                     device=config.device,
