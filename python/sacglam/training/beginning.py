@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import ConfigError
-from ..models.device import best_device
+from ..models.device import usable
 from ..models.policy import Policy
 from ..models.tiny import TINY
 from .policies import load_policy
@@ -29,7 +29,7 @@ def begun_from(
         return config, None
     if model is not None:
         raise ConfigError("a model and init_from are given, and both are what training begins with")
-    device = best_device() if config.device == "auto" else config.device
+    device = usable(config.device)
     source = Path(config.init_from)
     begun = load_policy(source, device=device, trust_remote_code=config.model.trust_remote_code)
     options = begun.options

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..models.base import anywhere
+from ..models.device import usable
 from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.options import PolicyOptions
 from ..models.policy import Policy, load_saved_policy
@@ -30,16 +31,17 @@ def load_policy(
     Args:
         path_or_id: a run's folder (its newest checkpoint), a checkpoint's `policy` folder, or a
             model's folder or hub id (its Q heads are then untrained).
-        device: where to put it.
+        device: where to put it; "auto": on a GPU, if there is one.
         dtype, lora_r, template, options: for a language model only; a saved policy has its own.
         trust_remote_code: run code that comes with the model; off unless the user says so.
 
     Raises:
         CheckpointError: the run has no complete checkpoint, or it is damaged.
         UnknownModelError: nothing is found under that name.
+        ConfigError: torch cannot compute on `device`.
     """
     folder = Path(path_or_id)
-    how: Any = {"device": device, "trust_remote_code": trust_remote_code}
+    how: Any = {"device": usable(device), "trust_remote_code": trust_remote_code}
     saved = _saved_at(folder)
     if saved is not None:
         return load_saved_policy(saved, **how)

@@ -26,7 +26,7 @@ from ..envs.registry import GIVEN, checked
 from ..envs.vector import LONG_EPISODE, VectorEnv, find
 from ..errors import ConfigError
 from ..models.base import anywhere, base_of, found_name
-from ..models.device import best_device
+from ..models.device import is_missing, usable
 from ..models.given import own_dtype, own_lora, prepare
 from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.options import PolicyOptions
@@ -109,25 +109,14 @@ def attribute(env: Any, name: str, default: Any = None) -> Any:
 
 def computing(config: TrainConfig, device: str | None, threads: int | None) -> str:
     """Where a run's policy computes after it was trained: where it is asked for, or where it was
-    trained, if that is there. Sets torch's CPU threads likewise."""
-    if threads is None:
-        threads = config.threads
-    if threads:
-        torch.set_num_threads(threads)
+    trained, if that is there. Sets torch's CPU threads likewise. Raises ConfigError."""
+    if threads is not None:
+        config = config.with_overrides({"threads": threads})  # refuses what torch would crash with
+    if config.threads:
+        torch.set_num_threads(config.threads)
     if device is None:
-        device = "cpu" if _is_missing(config.device) else config.device
-    return refuse_missing(device)
-
-
-def refuse_missing(device: str) -> str:
-    """The device; raises ConfigError if it is a GPU and there is none."""
-    if _is_missing(device):
-        raise ConfigError(f"device is {device!r}, but torch sees no GPU; use --device cpu or auto")
-    return device
-
-
-def _is_missing(device: str) -> bool:
-    return device.startswith("cuda") and not torch.cuda.is_available()
+        device = "cpu" if is_missing(config.device) else config.device
+    return usable(device)
 
 
 def reset_options(env: Any, split: str) -> dict[str, Any]:
@@ -231,9 +220,7 @@ def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None)
     device = config.device
     if device == "auto" and given is not None:
         device = str(next(given.parameters()).device)
-    elif device == "auto":
-        device = best_device()
-    refuse_missing(device)
+    device = usable(device)
     _warn_of_no_update(config)
     return dataclasses.replace(
         config,

@@ -1,0 +1,44 @@
+"""Where a run computes: a device that torch has, and as many threads as it can have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sacglam import Trainer, evaluate_run, load_policy, play_episodes
+from sacglam.errors import ConfigError
+
+
+@pytest.fixture
+def out(quick_config: Any) -> Path:
+    return Trainer(quick_config(total_steps=20, **{"eval.episodes": 2})).train().out
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "xpu", "cuda:99"])
+def test_devices_that_are_none(out: Path, quick_config: Any, device: str, monkeypatch: Any):
+    if device == "xpu" and torch.xpu.is_available():
+        pytest.skip("it is one here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    calls = [
+        lambda: Trainer(quick_config("other", device=device)),
+        lambda: evaluate_run(out, device=device),
+        lambda: load_policy(out, device=device),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=f"device is '{device}', which torch cannot compute"):
+            call()
+
+
+def test_auto_is_a_device_of_evaluations_too(out: Path):
+    assert evaluate_run(out, device="auto", episodes=1)["episodes"] == 1
+    assert load_policy(out, device="auto").device.type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("threads", [-1, 100_000])
+def test_threads_that_torch_cannot_have(out: Path, threads: int):
+    for use in (evaluate_run, play_episodes):
+        with pytest.raises(ConfigError, match=f"threads is {threads}"):
+            use(out, threads=threads)
