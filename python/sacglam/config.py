@@ -69,9 +69,7 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class CriticConfig:
-    kind: str = (
-        "leaf"  # Q at the action's last token, or reencode: prompt and action afresh (paper)
-    )
+    kind: str = "leaf"  # Q at the action's last token; reencode: both encoded afresh (paper)
     trunk: str = "shared"  # or adapter: a LoRA adapter of its own
     gradient: bool = True  # whether its gradient enters a shared trunk
     heads: int = 2  # Q functions; 2: twin (SAC), 1: the authors' code
@@ -170,7 +168,7 @@ class TrainConfig:
     checkpoint_minutes: float = 15.0  # and at most so long between two; 0: steps alone decide
     keep_checkpoints: int = 2  # older ones are deleted
     init_from: str | None = None  # a run or saved policy whose weights training begins with
-    seed: int = 0
+    seed: int = 0  # of weights, episodes, actions and draws
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: a GPU, or where a given model is
     threads: int = 0  # torch's CPU threads; 0: torch's choice
     out: str = "runs/run"  # the run's folder
@@ -237,13 +235,17 @@ class TrainConfig:
         return TrainConfig.from_dict(values)
 
 
+# Of what is no text of UTF-8, no date (2026-13-45), too long a number, or nested too deeply.
+NOT_A_VALUE = (ValueError, RecursionError)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping; raises ConfigError."""
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, *NOT_A_VALUE) as error:
         raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
     if values is None:
         values = {}
@@ -330,6 +332,9 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     if origin is list and isinstance(value, list | tuple):
         return [coerce(name, v, options[0]) for v in value]
     if origin is dict and isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"{name} names an argument {key!r}; names are texts")
         return {k: v.item() if getattr(v, "ndim", None) == 0 else v for k, v in value.items()}
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:

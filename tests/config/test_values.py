@@ -93,3 +93,19 @@ def test_flags_of_text_are_taken_as_they_are():
         assert overrides_from(arguments) == {"prompt.instruction": text}
     arguments = build_parser().parse_args(["train", "--prompt.instruction", "null"])
     assert overrides_from(arguments) == {"prompt.instruction": None}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"seed: \xff", b"out: 2026-13-45", b"seed: " + b"1" * 5000, b"[" * 100_000],
+    ids=["no text", "no date", "no number", "too deep"],
+)
+def test_a_file_that_yaml_chokes_on(tmp_path: Path, text: bytes):
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+        TrainConfig.load(tmp_path / "config.yaml")
+
+
+def test_names_of_arguments_are_texts():
+    with pytest.raises(ConfigError, match=r"env\.kwargs names an argument 1"):
+        TrainConfig().with_overrides({"env.kwargs": {1: 2}})

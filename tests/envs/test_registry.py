@@ -73,6 +73,9 @@ def test_unknown_id_of_the_wrong_type() -> None:
 def test_unknown_argument_names_the_valid_ones() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'n_objects'.*Valid arguments: types, "):
         make_env("playground/small", n_object=3)
+    with pytest.raises(ConfigError) as caught:
+        make_env("playground/small", zzz=3)
+    assert str(caught.value).count("'types'") + str(caught.value).count(" types,") == 1
 
 
 def test_registered_environments_are_made_with_their_arguments() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from .. import config as configuration
-from ..config import TrainConfig, field_types
+from ..config import NOT_A_VALUE, TrainConfig, field_types
 from ..errors import ConfigError
 
 ALIASES = {"env": "env.id", "model": "model.id"}
@@ -51,7 +51,7 @@ def overrides_from(arguments: argparse.Namespace) -> dict[str, Any]:
             continue
         try:
             found[name] = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, *NOT_A_VALUE) as error:
             raise ConfigError(f"--{name} {raw!r} cannot be read: {error}") from error
     return found
 

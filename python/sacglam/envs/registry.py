@@ -159,10 +159,11 @@ def _call(id: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name in kwargs:
         if name not in accepted and not open_ended:
-            valid = ", ".join(accepted) or "none"
-            near = f" {hint(name, accepted)}" if accepted else ""
+            near = hint(name, accepted, limit=0)
+            near = f" {near}" if near.endswith("?") else ""
             raise ConfigError(
-                f"the environment {id!r} takes no argument {name!r};{near} Valid arguments: {valid}"
+                f"the environment {id!r} takes no argument {name!r};{near} Valid arguments: "
+                f"{', '.join(accepted) or 'none'}"
             )
     for name, parameter in signature.parameters.items():
         required = parameter.default is parameter.empty and name in accepted
