@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, are read in one way, and are named in one way."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,19 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError if it holds no JSON, and OSError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def shell_word(path: object) -> str:
+    """A path in a command that is proposed: in quotes where a shell would take it apart."""
+    return shlex.quote(str(path))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 import sacglam
 from sacglam.cli.main import main
+from sacglam.errors import RunFolderError
+from sacglam.report.runs import read_run
 
 QUICK = (
     "--env.num-envs 4 --model.hidden-size 32 --optim.batch-size 8 --total-steps 300 "
@@ -193,3 +197,32 @@ def test_a_flag_that_nobody_knows_has_its_neighbours_named(capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(["plot", "x", "--sac.gama", "0.9"])
     assert "did you mean" not in capsys.readouterr().err
+
+
+def test_every_field_says_what_it_is():
+    from sacglam.cli.flags import _comments
+    from sacglam.config import field_types
+
+    assert set(_comments()) == set(field_types(sacglam.TrainConfig))
+
+
+def test_commands_that_are_proposed_can_be_copied(run: Path, tmp_path: Path):
+    copied = tmp_path / "my first run"
+    shutil.copytree(run, copied)
+    with pytest.raises(RunFolderError, match=f"--resume '{copied}'`"):
+        sacglam.Trainer(sacglam.TrainConfig().with_overrides({"out": copied}))
+    (copied / "eval.json").write_text("{")
+    with pytest.raises(RunFolderError, match=f"sacglam eval '{copied}'`"):
+        read_run(copied)
+
+
+def test_a_terminal_of_another_encoding_shows_what_it_can(run: Path, tmp_path: Path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    text = (copied / "eval.json").read_text().replace("Grow plant", "Crème brûlée")
+    (copied / "eval.json").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "sacglam.cli.main", "table", str(copied)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"Cr\xe8me br\xfbl\xe9e" in ended.stdout

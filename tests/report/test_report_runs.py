@@ -37,6 +37,14 @@ def test_a_damaged_last_line_is_skipped(make_run: MakeRun, tail: str) -> None:
     assert len(run.metrics) == 24
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"env_steps": ' + "1" * 5000], ids=len)
+def test_lines_that_json_chokes_on_are_skipped(make_run: MakeRun, line: str) -> None:
+    run = make_run()
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(f"\n{line}\n")
+    assert read_run(run).damaged_lines == 1
+
+
 def test_what_a_resumed_run_did_again_replaces_what_it_logged_before(make_run: MakeRun) -> None:
     folder = make_run()
     with (folder / "metrics.jsonl").open("a") as log:

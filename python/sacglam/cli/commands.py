@@ -80,7 +80,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     )
     folder = Path(arguments.dir)
     print(result_table({folder.name: result}))
-    print(f"saved in {folder / result['file']}")
+    if result["file"] is not None:
+        print(f"saved in {folder / result['file']}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import sysconfig
 import traceback
@@ -110,16 +111,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors of sacglam end with one line and status 2."""
-    parser = build_parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(_unrecognised(unknown, arguments.command))
-    from . import commands
-
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: --env my_module:MyEnv is found here
-
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal cannot show
     try:
+        parser = build_parser()
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.error(_unrecognised(unknown, arguments.command))
+        from . import commands
+
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # as `python -m` does: --env my_module:MyEnv is found here
         return int(getattr(commands, arguments.run)(arguments) or 0)
     except SacglamError as error:
         return _said(error, f"{type(error).__name__}: {error}")

@@ -81,7 +81,7 @@ def load_language_model(
     except (UnsupportedModelError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise errors of all kinds for damaged files
-        raise UnknownModelError(_unknown_model(str(name), error)) from error
+        raise UnknownModelError(_unknown_model(str(name), tokenizer_folder, error)) from error
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise UnknownModelError(
@@ -173,11 +173,12 @@ def train_all_adapters(model: Any) -> None:
             parameter.requires_grad_(True)
 
 
-def _unknown_model(name: str, error: BaseException) -> str:
+def _unknown_model(name: str, tokenizer_folder: str | Path | None, error: BaseException) -> str:
     folder = Path(name)
     message = f"no model could be loaded from {name!r}"
     if folder.is_dir():
-        missing = [f for f in ("config.json", "tokenizer_config.json") if not (folder / f).exists()]
+        needed = ["config.json", *(["tokenizer_config.json"] if tokenizer_folder is None else [])]
+        missing = [f for f in needed if not (folder / f).exists()]
         weights = list(folder.glob("*.safetensors"))
         if missing:
             lacking = " and ".join(missing)

@@ -41,7 +41,7 @@ def compare_runs(
         writer = csv.DictWriter(text, names, restval="")
         writer.writeheader()
         writer.writerows(rows)
-        Path(out).write_text(text.getvalue(), newline="")
+        Path(out).write_text(text.getvalue(), encoding="utf-8", newline="")
     hidden = {"folder", *apart[SETTINGS:]}
     hidden |= {name for name in names if name.endswith((" low", " high"))}
     shown = [n for n in names if n not in hidden and any(row.get(n, "") != "" for row in rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -81,7 +82,8 @@ def read_run(folder: str | PathLike[str]) -> Run:
         problem = "holds no log interval yet" if damaged == 0 else "is not a log of sacglam"
         raise RunFolderError(
             f"{str(log)!r} {problem} ({damaged} unreadable lines): wait for the first log "
-            f"interval of the run, or continue it with `sacglam train --resume {path}`"
+            f"interval of the run, or continue it with `sacglam train --resume "
+            f"{shlex.quote(str(path))}`"
         )
     return Run(path, _read_config(path), metrics, _read_evaluation(path), damaged)
 
@@ -94,7 +96,7 @@ def _read_metrics(log: Path) -> tuple[list[dict[str, Any]], int]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             damaged += 1
             continue
         steps = number(row.get("env_steps")) if isinstance(row, dict) else None
@@ -115,7 +117,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{str(path)!r} cannot be read as YAML: {error}") from error
     return config if isinstance(config, dict) else {}
 
@@ -126,9 +128,10 @@ def _read_evaluation(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(
-            f"{str(path)!r} is damaged ({error}): evaluate again with `sacglam eval {folder}`"
+            f"{str(path)!r} is damaged ({error}): evaluate again with `sacglam eval "
+            f"{shlex.quote(str(folder))}`"
         ) from error
     return evaluation if isinstance(evaluation, dict) else None
 

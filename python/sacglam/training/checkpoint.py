@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import share, sync, sync_all
+from ..files import read_json, share, sync, sync_all
 from .lock import is_in_use
 
 FORMAT = 2
@@ -138,7 +138,7 @@ def older_one_named(run: Path, folder: Path) -> Iterator[None]:
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint; raises CheckpointError."""
     try:
-        state = json.loads((folder / _STATE).read_text())
+        state = read_json(folder / _STATE)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / _STATE} is missing or damaged: {error}") from error
     if not isinstance(state, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ..config import TrainConfig
+from ..files import read_json, shell_word
 from ..report.curve import plot_runs
 from ..report.tables import result_table
 from .callbacks import Callback
@@ -52,15 +52,17 @@ def run_demo(out: Path, seeds: Sequence[int]) -> int:
         )
         result = train_with_progress(functools.partial(_trainer, config))
         if result.evaluation is None:
-            print(f"stopped and saved. Continue with\n    sacglam train --resume {folder}")
+            print(
+                f"stopped and saved. Continue with\n    sacglam train --resume {shell_word(folder)}"
+            )
             return 130
-        evaluations[f"seed {seed}"] = json.loads((folder / "eval.json").read_text())
+        evaluations[f"seed {seed}"] = read_json(folder / "eval.json")
     console.print("\nOne episode of the trained agent:\n")
     play_episodes(folders[0], console)
     print()
     print(result_table(evaluations))
     picture = plot_runs(folders, out / "curve.png")
-    console.print(f"\ncurve: {picture}    run: {out}    watch more: sacglam play {folders[0]}")
+    print(f"\ncurve: {picture}    run: {out}    watch more: sacglam play {shell_word(folders[0])}")
     return 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from ..config import EvalConfig
 from ..envs.vector import VectorEnv
 from ..errors import EnvironmentProtocolError
+from ..files import read_json
 from ..models.policy import Policy
 from .episode import Episode, EpisodeResult, choose_actions
 from .seeds import EVAL_EPISODES, RANDOM_POLICY, derive, episode_seed, generator
@@ -111,6 +114,19 @@ def evaluate(
                 on_progress(ended)
                 begin(i)
     return summarise([r for r in results if r is not None])
+
+
+def read_baselines(run: Path) -> dict[str, Any]:
+    """What was measured before training; nothing, with a warning, where that is damaged."""
+    file = run / "baselines.json"
+    try:
+        found = read_json(file) if file.is_file() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except ValueError as error:
+        warnings.warn(f"{file} is damaged: {error}", RuntimeWarning, stacklevel=2)
+        return {}
+    return found
 
 
 def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:

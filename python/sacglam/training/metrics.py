@@ -138,7 +138,7 @@ def drop_after(folder: Path, env_steps: int) -> None:
         try:
             entry = json.loads(line)
             (kept if entry["env_steps"] <= env_steps else later).append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             later.append(line)  # half a line, written when the run was killed, or damaged
     if later:
         with (folder / "metrics.discarded.jsonl").open("ab") as discarded:

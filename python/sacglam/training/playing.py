@@ -13,7 +13,8 @@ from ..report.episode import render_outcome, render_step
 from . import setup
 from .episode import Episode, pack_episodes
 from .policies import load_policy
-from .reevaluation import load_run_config, refuse_out_of_range
+from .reevaluation import refuse_out_of_range
+from .run_folder import load_run_config
 from .seeds import EVAL_EPISODES, episode_seed, generator
 
 
@@ -42,7 +43,8 @@ def play_episodes(
         device, threads: as for `evaluate_run`.
 
     Raises:
-        ConfigError: `episodes` or `seed` is out of range.
+        ConfigError: `episodes`, `seed` or `threads` is out of range; torch cannot compute on
+            `device`; the environment has no such `goal`.
         RunFolderError, CheckpointError: the folder is no run, or has no complete checkpoint.
     """
     from rich.console import Console

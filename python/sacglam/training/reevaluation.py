@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,12 +11,13 @@ from typing import Any
 
 from ..config import EvalConfig, TrainConfig
 from ..envs.vector import close
-from ..errors import ConfigError, RunFolderError
+from ..errors import ConfigError
 from ..files import write_json
 from . import evaluation, setup
 from .callbacks import Callback
 from .checkpoint import latest_checkpoint, read_state, verify
 from .policies import load_policy
+from .run_folder import load_run_config
 
 
 def evaluate_run(
@@ -34,7 +34,8 @@ def evaluate_run(
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run on fresh episodes; updates eval.json, or a file
-    beside it where something is another than the run says; "file" in the result is its name.
+    beside it where something is another than the run says; "file" in the result is its name, or
+    None where it could not be written (somebody else's run; then with a warning).
 
     Args:
         folder: the run.
@@ -50,7 +51,7 @@ def evaluate_run(
 
     Raises:
         ConfigError: `split` is "test", and the environment holds no goals back; `episodes`,
-            `seed` or `temperature` is out of range.
+            `seed`, `temperature` or `threads` is out of range; torch cannot compute on `device`.
         RunFolderError, CheckpointError: the folder is no run, or has no complete checkpoint.
     """
     folder = Path(folder)
@@ -99,12 +100,13 @@ def evaluate_run(
     file = _evaluation_file(folder, config, result)
     result["file"] = file.name
     if (wanted, seed, how) == (config.env.split, config.seed, config.eval):
-        untrained = _untrained(folder / "baselines.json")
-        if untrained is not None and untrained["episodes"] == count:
+        untrained = evaluation.read_baselines(folder).get("untrained")
+        if isinstance(untrained, dict) and untrained.get("episodes") == count:
             result["untrained"] = untrained
     try:
         write_json(file, result)
-    except OSError as error:  # somebody else's run
+    except OSError as error:
+        result["file"] = None
         warnings.warn(f"the result is not saved: {error}", RuntimeWarning, stacklevel=2)
     return result
 
@@ -142,21 +144,8 @@ def _chosen(config: EvalConfig, greedy: bool | None, temperature: float | None) 
     )
 
 
-def _untrained(file: Path) -> dict[str, Any] | None:
-    """How the untrained policy did, if a file knows it."""
-    return json.loads(file.read_text()).get("untrained") if file.is_file() else None
-
-
 def refuse_out_of_range(episodes: int | None, seed: int | None) -> None:
     """Raise ConfigError for what no evaluation can have."""
     for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}; it must be at least {least}")
-
-
-def load_run_config(folder: str | Path) -> TrainConfig:
-    """The configuration of a run; raises RunFolderError if the folder is none."""
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        raise RunFolderError(f"{folder} is not a run: there is no config.yaml in it")
-    return TrainConfig.load(path)

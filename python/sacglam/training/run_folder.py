@@ -1,12 +1,26 @@
-"""Whose a run's folder is: a new run needs an empty one, a resumed run its own."""
+"""Whose a run's folder is: a new run needs an empty one, a resumed run its own; and which run's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ..config import TrainConfig, read_yaml
 from ..errors import RunFolderError
+from ..files import shell_word
 from . import checkpoint
 from .lock import is_in_use
+
+
+def load_run_config(folder: str | Path, otherwise: str = "is not a run") -> TrainConfig:
+    """The configuration of a run; raises RunFolderError if the folder is none, which it says."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        lacking = "config.yaml in it" if path.parent.is_dir() else "such folder"
+        raise RunFolderError(f"{folder} {otherwise}: there is no {lacking}")
+    values = read_yaml(path)
+    if not values:  # a run writes every field; defaults instead would be another run
+        raise RunFolderError(f"{path} is damaged: it is empty")
+    return TrainConfig.from_dict(values)
 
 
 def refuse_used_folder(out: Path, *, locked: bool = False) -> None:
@@ -22,8 +36,8 @@ def refuse_used_folder(out: Path, *, locked: bool = False) -> None:
         )
     if (out / "config.yaml").exists() or (out / "checkpoints").exists():
         raise RunFolderError(
-            f"{out} already holds a run. Continue it with `sacglam train --resume {out}`, or "
-            "choose another folder with --out"
+            f"{out} already holds a run. Continue it with `sacglam train --resume "
+            f"{shell_word(out)}`, or choose another folder with --out"
         )
     if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {".lock"}):
         raise RunFolderError(f"{out} exists and is not an empty folder; choose another --out")
@@ -40,5 +54,5 @@ def refuse_foreign_progress(out: Path, known: Path | None) -> None:
     if newest is not None and newest != known:
         raise RunFolderError(
             f"another process has trained in {out} since this trainer was made, up to "
-            f"{newest}: go on from there with `sacglam train --resume {out}`"
+            f"{newest}: go on from there with `sacglam train --resume {shell_word(out)}`"
         )

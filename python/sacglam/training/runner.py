@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ..files import shell_word
 from ..report.curve import plot_runs
 from ..report.evaluating import EvaluationDisplay
 from ..report.progress import ProgressDisplay
@@ -86,7 +87,7 @@ def run_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> int:
     if result.interrupted:
         print(
             f"stopped at {result.env_steps} steps and saved. Continue with\n"
-            f"    sacglam train --resume {result.out}"
+            f"    sacglam train --resume {shell_word(result.out)}"
         )
         return 130
     assert result.evaluation is not None
@@ -97,7 +98,7 @@ def run_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> int:
     names = ["eval.json", "curve.png", "metrics.jsonl", "checkpoints"]
     found = ", ".join(name for name in names if (result.out / name).exists())
     print(f"\nresults in {result.out}: {found}")
-    print(f"watch it:  sacglam play {result.out}")
+    print(f"watch it:  sacglam play {shell_word(result.out)}")
     return 0
 
 
@@ -111,7 +112,8 @@ def _greedy_hint(result: TrainResult) -> str:
     return (
         f"\nWhile it trained, with sampled actions, it succeeded in {100 * training:.0f} %. Greedy "
         "actions can go to and fro between\nthe same states: look at "
-        f"`sacglam eval {result.out} --sample`, and at --eval.greedy false, --prompt.history"
+        f"`sacglam eval {shell_word(result.out)} --sample`, and at --eval.greedy false, "
+        "--prompt.history"
     )
 
 

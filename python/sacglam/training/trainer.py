@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 import weakref
@@ -21,9 +20,8 @@ from ..errors import (
     ConfigError,
     DeviceMemoryError,
     DivergedError,
-    RunFolderError,
 )
-from ..files import write_json
+from ..files import shell_word, write_json
 from ..models.device import use_device
 from ..models.policy import load_saved_policy
 from ..models.tiny import TINY
@@ -37,7 +35,7 @@ from .lock import exclusive
 from .metrics import Meter, MetricsWriter, drop_after
 from .parts import smaller_part
 from .result import TrainResult
-from .run_folder import refuse_foreign_progress, refuse_used_folder
+from .run_folder import load_run_config, refuse_foreign_progress, refuse_used_folder
 from .seeds import ACTING, generator
 
 if TYPE_CHECKING:
@@ -148,9 +146,8 @@ class Trainer:
             callbacks: as for `Trainer`.
         """
         folder = Path(out)
-        if not (folder / "config.yaml").is_file():
-            raise RunFolderError(f"{folder} holds no run to resume: there is no config.yaml in it")
-        config = TrainConfig.load(folder / "config.yaml").with_overrides({"out": str(folder)})
+        config = load_run_config(folder, "holds no run to resume")
+        config = config.with_overrides({"out": str(folder)})
         new = {
             "total_steps": total_steps,
             "optim.micro_batch": micro_batch,
@@ -389,16 +386,13 @@ class Trainer:
         }
 
     def _final_evaluation(self) -> dict[str, Any]:
-        baselines = {}
-        if (self.out / "baselines.json").is_file():
-            baselines = json.loads((self.out / "baselines.json").read_text())
         result = {
             "env_steps": self.env_steps,
             "updates": self.algorithm.updates,
             **self.clock.seconds(),
             **evaluation.settings(self.config.eval, self.config.env.split, self.config.seed),
             **self.evaluate(self.config.eval.episodes),
-            **baselines,
+            **evaluation.read_baselines(self.out),
         }
         write_json(self.out / "eval.json", result)
         return result
@@ -479,7 +473,8 @@ class Trainer:
         """Save, and have the error say so; if that fails too, the first error is what counts."""
         with suppress(Exception):
             folder = self.save()
-            note = f"The run was saved in {folder}; sacglam train --resume {self.out} goes on"
+            resume = f"sacglam train --resume {shell_word(self.out)}"
+            note = f"The run was saved in {folder}; {resume} goes on"
             error.__notes__ = [*getattr(error, "__notes__", []), note]
 
     def _out_of_memory(self, error: torch.OutOfMemoryError) -> DeviceMemoryError:
@@ -487,8 +482,8 @@ class Trainer:
         folder = self.save()
         return DeviceMemoryError(
             f"{str(error).splitlines()[0]} The run was saved in {folder}. An update can be "
-            f"computed in smaller parts, with the same result: sacglam train --resume {self.out} "
-            f"--optim.micro-batch {smaller_part(self.config)}"
+            "computed in smaller parts, with the same result: sacglam train --resume "
+            f"{shell_word(self.out)} --optim.micro-batch {smaller_part(self.config)}"
         )
 
     def _tell_progress(self) -> None:
