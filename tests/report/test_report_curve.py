@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.image import imread
 from sacglam.errors import ConfigError, RunFolderError
 from sacglam.report import curve
 from sacglam.report.curve import plot_runs
+from sacglam.report.drawing import looks_by_name
 
 MakeRun = Callable[..., Path]
 
@@ -285,6 +287,34 @@ def test_families_have_the_same_colours_whichever_was_seen_first(
         for figure in figures
     ]
     assert colours[0]["Grasp"] == colours[1]["Grasp"] != colours[0]["Grow plant"]
+
+
+def test_families_have_the_same_colours_whatever_else_is_drawn(
+    make_run: MakeRun, figures: list[Figure]
+) -> None:
+    for name in ("both", "plants"):
+        folder = make_run(name)
+        if name == "plants":
+            for file in ("metrics.jsonl", "eval.json"):
+                text = (folder / file).read_text()
+                text = re.sub(r'"Grasp": [0-9.e-]+, ', "", text)
+                (folder / file).write_text(text)
+        plot_runs(folder)
+    colours = [
+        {line.get_label(): line.get_color() for line in figure.legends[0].get_lines()}
+        for figure in figures
+    ]
+    assert "Grasp" not in colours[1]
+    assert colours[0]["Grow plant"] == colours[1]["Grow plant"]
+
+
+def test_looks_go_by_the_name_and_are_never_shared() -> None:
+    names = [f"family {i}" for i in range(14)]
+    looks = looks_by_name(names)
+    assert len({(look["color"], str(look["linestyle"])) for look in looks.values()}) == 14
+    assert looks == looks_by_name(reversed(names))
+    few = looks_by_name(["Grasp", "Grow plant", "Grow herbivore", "Grow carnivore", "Sequential"])
+    assert all(looks_by_name([name])[name] == look for name, look in few.items())
 
 
 @pytest.mark.parametrize(

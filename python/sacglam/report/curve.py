@@ -19,6 +19,7 @@ from .drawing import (
     finish_axes,
     label_axes,
     look_of,
+    looks_by_name,
     markers_of,
     save,
 )
@@ -113,7 +114,7 @@ def _last_step(run: Run) -> float:
 
 
 def _families(runs: Sequence[Run]) -> list[str]:
-    """By name, so that runs of an environment have the same colours whichever was seen first."""
+    """By name, whichever was seen first."""
     return sorted({family for run in runs for family in run.families()}) or ["all"]
 
 
@@ -146,13 +147,13 @@ def _families_figure(group: Group) -> Figure:
     axes = figure.add_subplot()
     handles: list[Line2D] = []
     kinds: dict[str, Line2D] = {}
-    for i, family in enumerate(families):
-        look = look_of(i)
-        _draw_group(axes, group.runs, family, look, kinds)
-        handles.append(Line2D([], [], lw=1.8, label=family, **look))
-    _draw_references(axes, group.runs, families, kinds, coloured=True)
+    looks = looks_by_name(families)
+    for family in families:
+        _draw_group(axes, group.runs, family, looks[family], kinds)
+        handles.append(Line2D([], [], lw=1.8, label=family, **looks[family]))
+    _draw_references(axes, group.runs, families, kinds, looks)
     finish_axes(axes, max(map(_last_step, group.runs)), ticks=7)
-    finals = [(group.runs, family, look_of(i)) for i, family in enumerate(families)]
+    finals = [(group.runs, family, looks[family]) for family in families]
     _draw_finals(axes, finals, kinds, slot=0.03)
     heading = ", ".join(p for p in (common_setting(group.runs), seeds_label(group.runs)) if p)
     axes.set_title(heading, loc="left", color="0.25")
@@ -184,7 +185,7 @@ def _panels_figure(groups: Sequence[Group]) -> Figure:
             continue
         for i, group in enumerate(groups):
             _draw_lines(axes, _known(group.runs, shown[p], evals=evals), look_of(i), kinds)
-        _draw_references(axes, runs, [shown[p]], kinds, coloured=False)
+        _draw_references(axes, runs, [shown[p]], kinds)
         finish_axes(axes, max(map(_last_step, runs)), ticks=7 if columns == 1 else 5)
         finals = [(group.runs, shown[p], look_of(i)) for i, group in enumerate(groups)]
         _draw_finals(axes, finals, kinds, slot=0.03 * columns)
@@ -325,10 +326,10 @@ def _draw_references(
     runs: Sequence[Run],
     families: Sequence[str],
     kinds: dict[str, Line2D],
-    *,
-    coloured: bool,
+    looks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Random agent and expert as thin lines: one for all families where they agree."""
+    """Random agent and expert as thin lines: one for all families where they agree, or where these
+    have no looks."""
     for key, name, dash in (
         ("baseline_random", "random agent", (0, (5, 2))),
         ("expert", "expert", (0, (1, 1.5))),
@@ -337,9 +338,9 @@ def _draw_references(
         known = {f: v for f, v in levels.items() if v is not None}
         if not known:
             continue
-        agree = max(known.values()) - min(known.values()) <= 2.0 or not coloured
+        agree = max(known.values()) - min(known.values()) <= 2.0 or looks is None
         drawn = [float(np.mean(list(known.values())))] if agree else list(known.values())
-        colours = [GREY] if agree else [look_of(list(families).index(f))["color"] for f in known]
+        colours = [GREY] if agree or looks is None else [looks[f]["color"] for f in known]
         for level, colour in zip(drawn, colours, strict=True):
             axes.axhline(level, color=colour, lw=0.9, linestyle=dash, zorder=1.5)
         add_kind(kinds, name, color=GREY, lw=0.9, linestyle=dash)
