@@ -317,6 +317,32 @@ def test_looks_go_by_the_name_and_are_never_shared() -> None:
     assert all(looks_by_name([name])[name] == look for name, look in few.items())
 
 
+def test_long_and_odd_names_are_shown_within_the_figure(
+    make_run: MakeRun, figures: list[Figure]
+) -> None:
+    long = "Please bring me the large blue chair from the room behind the second door, " * 3
+    for i, (ratio, argument) in enumerate([(0.5, "a" * 99), (0.8, "a" * 98 + "b")]):
+        folder = make_run(f"{i}", her_ratio=ratio, settings={"env.kwargs": {"argument": argument}})
+        for file in ("metrics.jsonl", "eval.json"):
+            text = (folder / file).read_text()
+            text = text.replace("Grasp", long).replace("Grow plant", r"_ for $5 or $\\frac")
+            (folder / file).write_text(text)
+    plot_runs(tmp := folder, tmp / "one.png")
+    plot_runs([folder.parent / "0", folder], tmp / "two.png")
+    for figure in figures:
+        figure.draw_without_rendering()
+        width = figure.bbox.width
+        texts = [*figure.legends[0].get_texts(), *(a.title for a in figure.axes)]
+        texts += [axes._left_title for axes in figure.axes]
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0, text
+            assert box.x1 <= width, text
+    assert any(r"for $5 or $\frac" in label for label in labels(figures[0]))
+    configurations = [label for label in labels(figures[1]) if "argument" in label]
+    assert len(set(configurations)) == 2
+
+
 @pytest.mark.parametrize(
     ("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
 )

@@ -17,6 +17,7 @@ from .drawing import (
     add_kind,
     add_legend,
     finish_axes,
+    fitting,
     label_axes,
     look_of,
     looks_by_name,
@@ -156,7 +157,7 @@ def _families_figure(group: Group) -> Figure:
     finals = [(group.runs, family, looks[family]) for family in families]
     _draw_finals(axes, finals, kinds, slot=0.03)
     heading = ", ".join(p for p in (common_setting(group.runs), seeds_label(group.runs)) if p)
-    axes.set_title(heading, loc="left", color="0.25")
+    axes.set_title(fitting(heading, 72 * (WIDTH_IN - 0.5)), loc="left", color="0.25")
     # With evaluations, the legend names both.
     label_axes(axes, x=True, y="success (%)" if _EVALUATION in kinds else "success in training (%)")
     add_legend(figure, handles, list(kinds.values()))
@@ -189,7 +190,7 @@ def _panels_figure(groups: Sequence[Group]) -> Figure:
         finish_axes(axes, max(map(_last_step, runs)), ticks=7 if columns == 1 else 5)
         finals = [(group.runs, shown[p], look_of(i)) for i, group in enumerate(groups)]
         _draw_finals(axes, finals, kinds, slot=0.03 * columns)
-        axes.set_title(shown[p], loc="left")
+        axes.set_title(fitting(shown[p], 72 * (WIDTH_IN - 0.5) / columns), loc="left")
         lowest = p + columns >= len(shown)
         axes.tick_params(labelbottom=lowest)
         label_axes(axes, x=lowest, y=success if p % columns == 0 else None)
@@ -198,7 +199,7 @@ def _panels_figure(groups: Sequence[Group]) -> Figure:
     if len(shown) < len(families):
         heading += f" (the first {len(shown)} of {len(families)} families)"
     if heading:
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=8, color="0.25")
+        figure.suptitle(fitting(heading), x=0.01, ha="left", fontsize=8, color="0.25")
     add_legend(figure, handles, list(kinds.values()))
     return figure
 

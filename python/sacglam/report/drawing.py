@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # tell the lines apart in print without colour
 _SALT = 5152833  # tried out: with it Playground's families, and BabyAI's, do not share colours
+_POINTS, _HANDLE = 4.4, 38  # of a legend, estimated: a character; a line's handle and the spacing
 GREY = "0.45"
 WIDTH_IN = 5.5  # the text width of a one-column paper
 STYLE: Any = {
@@ -37,6 +38,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "lines.solid_capstyle": "round",
     "pdf.fonttype": 42,  # TrueType: the text of a PDF stays text
+    "text.parse_math": False,  # names of goals may hold a $
     "svg.hashsalt": "sacglam",  # the same picture is the same file
 }
 
@@ -105,11 +107,21 @@ def _steps_label(value: float) -> str:
     return f"{value:g}"
 
 
+def fitting(text: str, points: float = WIDTH_IN * 72) -> str:
+    """What of a text fits into a width, by default the figure's."""
+    most = int(points / _POINTS)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def add_legend(figure: Figure, lines: list[Line2D], kinds: list[Line2D]) -> None:
     """Below the panels: lines in their own rows, then the kinds of marks. The figure grows by the
     height of the legend, so that the panels keep theirs."""
     from matplotlib.lines import Line2D
 
+    for line in lines:
+        label = str(line.get_label())
+        label = f" {label}" if label.startswith("_") else label  # which matplotlib would hide
+        line.set_label(fitting(label, WIDTH_IN * 72 - _HANDLE))
     blank = Line2D([], [], lw=0, label=" ")
     for columns in range(max(len(lines), len(kinds)), 0, -1):
         rows = [
@@ -118,8 +130,7 @@ def add_legend(figure: Figure, lines: list[Line2D], kinds: list[Line2D]) -> None
         rows = [row + [blank] * (columns - len(row)) for row in rows]
         by_column = [[row[c] for row in rows] for c in range(columns)]
         longest = [max(len(str(h.get_label())) for h in column) for column in by_column]
-        # Estimated in inches: about 4.4 points a character, 38 for the handle and the spacing.
-        if sum(4.4 * n + 38 for n in longest) / 72 <= WIDTH_IN:
+        if sum(_POINTS * n + _HANDLE for n in longest) / 72 <= WIDTH_IN:
             break
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.16 * len(rows) + 0.1)

@@ -93,10 +93,16 @@ def _apart_label(apart: list[str], setting: Mapping[str, str]) -> str:
         if section in ("env", "model"):
             parts.append(_short(section, value))
         else:
-            parts.append(f"{name}={value}")
+            parts.append(f"{name}={_brief(value)}")
     if len(parts) > 3:
-        parts = [*parts[:3], f"{len(parts) - 3} more differences"]
+        more = len(parts) - 3
+        parts = [*parts[:3], f"{more} more {'differences' if more > 1 else 'difference'}"]
     return ", ".join(parts)
+
+
+def _brief(value: str) -> str:
+    """A value for a legend: both ends of a long one, which may differ in either."""
+    return value if len(value) <= 30 else f"{value[:14]}...{value[-13:]}"
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
