@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sacglam.cli.main import main
-from sacglam.errors import RunFolderError
+from sacglam.errors import ConfigError, RunFolderError
 from sacglam.report.comparison import compare_runs
 
 
@@ -63,3 +63,10 @@ def test_the_command_line(make_run: Any, tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "x.csv").is_file()
     with pytest.raises(RunFolderError):
         compare_runs([tmp_path / "nothing"])
+
+
+def test_one_folder_and_none(make_run: Any):
+    folder = make_run("a")
+    assert compare_runs(str(folder)) == compare_runs([folder])
+    with pytest.raises(ConfigError, match="no run to compare"):
+        compare_runs([])

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from .grouping import names_apart, taught
 from .runs import Run, read_run
 from .tables import family_episodes, plain_table, wilson_interval
@@ -19,19 +20,24 @@ LEVELS = (0.5, 0.8, 0.9)  # of success, whose first evaluation that reaches them
 
 
 def compare_runs(
-    folders: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None
+    folders: Sequence[str | PathLike[str]] | str | PathLike[str],
+    out: str | PathLike[str] | None = None,
 ) -> str:
     """A table of runs, for the terminal.
 
     Args:
-        folders: of the runs.
+        folders: one or more folders of runs.
         out: a CSV file for all columns with unrounded numbers; success is in 0..1 there, with the
             ends of its 95 % Wilson intervals.
 
     Raises:
         RunFolderError: a folder is no run, or a damaged one.
+        ConfigError: no folder given.
     """
+    folders = [folders] if isinstance(folders, str | PathLike) else folders
     runs = [read_run(folder) for folder in folders]
+    if not runs:
+        raise ConfigError("no run to compare: give one or more folders of runs")
     settings = [taught(run) for run in runs]
     apart = names_apart(settings)
     rows = [_row(run, setting, apart) for run, setting in zip(runs, settings, strict=True)]
