@@ -18,7 +18,7 @@ from .playing import play_episodes
 from .runner import train_with_progress
 from .trainer import Trainer
 
-# What docs/settings.md reports on three seeds; all else is the defaults.
+# What docs/settings.md reports on five seeds; all else is the defaults.
 SETTINGS: dict[str, Any] = {
     "env.id": "playground/small",
     "model.id": "tiny-llama",
