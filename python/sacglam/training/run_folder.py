@@ -15,8 +15,8 @@ def load_run_config(folder: str | Path, otherwise: str = "is not a run") -> Trai
     """The configuration of a run; raises RunFolderError if the folder is none, which it says."""
     path = Path(folder) / "config.yaml"
     if not path.is_file():
-        lacking = "config.yaml in it" if path.parent.is_dir() else "such folder"
-        raise RunFolderError(f"{folder} {otherwise}: there is no {lacking}")
+        lacking = "" if path.parent.is_dir() else "no such folder, and so "
+        raise RunFolderError(f"{folder} {otherwise}: there is {lacking}no config.yaml in it")
     values = read_yaml(path)
     if not values:  # a run writes every field; defaults instead would be another run
         raise RunFolderError(f"{path} is damaged: it is empty")
