@@ -118,6 +118,16 @@ def test_temperature_follows_the_number_of_candidates(batch: dict[str, torch.Ten
     assert log_alpha.grad.item() == pytest.approx(ALPHA * sum(gaps) / len(gaps), rel=1e-12)
 
 
+@pytest.mark.parametrize(("counts", "expected"), [([1, 1], 0.0), ([1, 3], 0.2)])
+def test_prompts_with_one_candidate_leave_the_temperature(counts: list[int], expected: float):
+    """Also where a batch has no others: no mean is taken over nothing."""
+    log_alpha = torch.tensor(math.log(ALPHA), dtype=torch.float64, requires_grad=True)
+    entropy = torch.tensor([0.0, expected + 0.5 * math.log(3)], dtype=torch.float64)
+    sac.temperature_loss(log_alpha, entropy, torch.tensor(counts), 0.5).backward()
+    assert log_alpha.grad is not None
+    assert log_alpha.grad.item() == pytest.approx(ALPHA * expected, abs=1e-12)
+
+
 def test_one_candidate_has_no_entropy_and_no_gradient():
     scores = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
     log_pi = scores.log_softmax(-1)
