@@ -103,6 +103,7 @@ def test_16_bit_input_is_computed_in_float32():
         (dict(cand_edge_offsets=torch.tensor([0, 2, 2])), "at least one edge"),
         (dict(cand_edge_offsets=torch.tensor([0, 1, 2])), "ends at 2"),
         (dict(prompt_offsets=torch.tensor([0, 3])), "rise to 2"),
+        (dict(prompt_offsets=torch.tensor([0, 3, 2])), "rise to 2"),
         (dict(edge_logp=torch.zeros(2, 2)), "vectors"),
     ],
 )
