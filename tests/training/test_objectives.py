@@ -134,6 +134,38 @@ def test_sac_minimises_its_losses(quick_config: Any, options: dict[str, Any], wi
     assert found[len(STATISTICS) :].tolist() == pytest.approx(errors + entropy)
 
 
+@pytest.mark.parametrize("target_policy", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"sac.prior": True, "lora.r": 2}], ids=["entropy", "prior"]
+)
+def test_values_are_those_of_the_target_critic(
+    quick_config: Any, options: dict[str, Any], target_policy: bool
+):
+    trainer = _trainer(quick_config, **{**options, "sac.target_policy": target_policy})
+    learner = trainer.algorithm.learner
+    policy, objective = learner.policy, learner.objective
+    _move(policy)  # and not the target
+    forest, order = _pack(policy), [5, 0, 3, 1]
+    objective.value.fill_(7.0)
+    objective.bootstrap(forest, torch.tensor(order), ALPHA)
+    assert not objective.value.requires_grad
+    with torch.no_grad():
+        online = policy.forward(forest)
+        prior = policy.prior(forest).log_pi if options else torch.zeros_like(online.log_pi)
+        with learner.target.applied():
+            target = policy.forward(forest)
+    own = target if target_policy else online
+    expected = [7.0] * len(objective.value)
+    for b, row in enumerate(order):
+        expected[row] = sum(
+            own.pi[b, a].item()
+            * (target.q[:, b, a].min() - ALPHA * (own.log_pi[b, a] - prior[b, a])).item()
+            for a in range(len(ACTIONS[b]))
+        )
+    assert objective.value.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert not torch.allclose(online.q, target.q)
+
+
 def test_ppo_minimises_its_losses(quick_config: Any):
     weights = {"ppo.entropy_weight": 0.3, "ppo.value_weight": 0.7, "ppo.clip": CLIP}
     objective = _trainer(quick_config, algo="ppo", **weights).algorithm.objective
