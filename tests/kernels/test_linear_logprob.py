@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 
 import pytest
 import torch
@@ -76,6 +77,15 @@ def test_16_bit_logits_are_exact_where_the_probability_is():
     error = float((linear_logprob(h, weight, row, token, backend="torch") - expected).abs().max())
     assert error < 0.02
     assert error < float((plain - expected).abs().max()) / 3
+
+
+def test_16_bit_inputs_are_summed_in_float32():
+    """A uniform law's log V, of which bfloat16 holds two digits, in blocks that are partly full."""
+    h, weight = torch.zeros(2, 16).bfloat16(), torch.randn(5003, 16).bfloat16()
+    token = torch.tensor([3, 5002])
+    found = linear_logprob(h, weight, torch.tensor([0, 1]), token, backend="torch")
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([-math.log(5003)] * 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from sacglam import Trainer
 from sacglam.envs.vector import VectorEnv
+from sacglam.training import setup
 from sacglam.training.episode import Episode, EpisodeResult
 from sacglam.training.evaluation import evaluate, policy_chooser, summarise
 from sacglam.training.metrics import Meter, MetricsWriter, drop_after
-from sacglam.training.seeds import EVAL_EPISODES, episode_seed
+from sacglam.training.seeds import EVAL_EPISODES, TRAIN_EPISODES, episode_seed
 from sacglam.training.subgoals import Subgoals
 
 
@@ -184,6 +185,29 @@ def test_acting_explores_as_configured_and_evaluating_does_not(quick_config: Any
     assert acting["generator"] is trainer._noise
     assert (evaluating["explore"], evaluating["temperature"]) == (0.0, 0.6)
     assert evaluating["greedy"] is evaluated.greedy
+
+
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+def test_episodes_begin_with_their_seeds_and_the_options(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch, algo: str
+):
+    seen: list[Any] = []
+    monkeypatch.setattr(setup, "reset_options", lambda probe, split: {"split": split})
+    trainer = Trainer(quick_config(algo=algo, seed=9), env=lambda: Lasting(seen))
+    seen.clear()
+    collector = trainer.algorithm.collector
+    collector.start()
+    first = [(episode_seed(9, TRAIN_EPISODES, i, 0), {"split": "train"}) for i in range(4)]
+    assert seen == first
+    for _ in range(3):
+        collector.step()
+    begun = [(i, k) for i in range(4) for k in range(collector.episodes[i].number + 1)]
+    wanted = sorted(episode_seed(9, TRAIN_EPISODES, i, k) for i, k in begun)
+    assert len(begun) > 4
+    assert sorted(seed for seed, _ in seen) == wanted
+    seen.clear()
+    trainer.evaluate(2)
+    assert seen == [(episode_seed(9, EVAL_EPISODES, k), {"split": "train"}) for k in range(2)]
 
 
 def test_what_is_within_reach_is_what_the_critic_expects_of_the_policy(
