@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from sacglam._C import CandidateSet
 from sacglam.errors import CandidateError
 from sacglam.models.critics import prompts_with_actions
+from sacglam.models.loading import LoraOptions, add_lora
+from sacglam.models.policy import Policy, PolicyOptions
 from torch import Tensor
 
 PROMPTS = ["Goal : red lion", "you see green water . Action :", "Goal : red lion", "a"]
@@ -117,6 +120,81 @@ def test_the_gradient_of_the_taken_actions_needs_no_other_pass(make_policy: Any,
         (forest.num_rows, torch.is_grad_enabled())) or hidden(forest)  # fmt: skip
     q_and_gradient(taken=taken)
     assert passes == [(3, True), (6, False), (3, True)]  # the policy, all candidates, those taken
+
+
+def _values(scores: Any) -> Tensor:
+    return scores.v if scores.q is None else scores.q
+
+
+def _moved(parameters: dict[str, Any]) -> set[str]:
+    """Whose parameters have a gradient: of the adapter "default" or "critic", the heads, ..."""
+    found = {n: p for n, p in parameters.items() if p.grad is not None and p.grad.any()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    kinds = ("default", "critic", "heads")
+    return {next((k for k in kinds if f"{k}." in name), "base") for name in found}
+
+
+READERS = [("llama", "leaf"), ("t5", "leaf"), ("t5", "reencode"), ("llama", "value")]
+
+
+@pytest.mark.parametrize(("architecture", "critic"), READERS)
+def test_an_adapter_of_its_own_is_what_the_critic_reads_and_trains(
+    make_model: Any, architecture: str, critic: str
+):
+    def adapted() -> tuple[Any, Any]:
+        model, tokenizer = make_model(architecture)
+        return add_lora(model, LoraOptions(r=2), critic_adapter=True).double().eval(), tokenizer
+
+    model, tokenizer = adapted()
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    own = PolicyOptions(critic=critic, critic_trunk="adapter")
+    policy = Policy(model, tokenizer, options=own)
+    forest = policy._pack_texts(PROMPTS, CANDIDATES, leaves=True)
+    scores = policy.forward(forest)
+
+    def merged(adapter: str) -> Any:
+        """The scores of a model whose weights hold this adapter."""
+        whole, _ = adapted()
+        whole.load_state_dict(model.state_dict())
+        whole.set_adapter(adapter)
+        plain = Policy(
+            whole.merge_and_unload(), tokenizer, options=replace(own, critic_trunk="shared")
+        )
+        plain.heads.load_state_dict(policy.heads.state_dict())
+        with torch.no_grad():
+            return plain.forward(forest)
+
+    actor, values = merged("default"), merged("critic")
+    torch.testing.assert_close(scores.log_pi.detach(), actor.log_pi, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(_values(scores).detach(), _values(values), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(_values(actor), _values(values))
+
+    parameters = policy.trainable_parameters()
+    (scores.log_pi * torch.randn_like(scores.log_pi)).sum().backward(retain_graph=True)
+    assert _moved(parameters) == {"default"}
+    _values(scores).square().sum().backward()
+    assert _moved(parameters) == {"critic", "heads"}
+    both = policy.forward(forest)  # the adapters were switched: both are trained still
+    (both.log_pi.square().sum() + _values(both).square().sum()).backward()
+    assert _moved(parameters) == {"default", "critic", "heads"}
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize(("architecture", "critic"), READERS)
+def test_the_critics_gradient_enters_a_shared_trunk_or_not(
+    make_policy: Any, architecture: str, critic: str, gradient: bool
+):
+    policy = make_policy(architecture, critic=critic, critic_gradient=gradient)
+    parameters = policy.trainable_parameters()
+    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    _values(scores).square().sum().backward(retain_graph=True)
+    assert _moved(parameters) == ({"base", "heads"} if gradient else {"heads"})
+    scores.log_pi.square().sum().backward()
+    assert _moved(parameters) == {"base"}
 
 
 def test_an_empty_list_of_actions_is_refused_also_when_reencoding(make_policy: Any):
