@@ -174,6 +174,7 @@ def test_an_adapter_of_its_own_is_what_the_critic_reads_and_trains(
     assert not torch.allclose(_values(actor), _values(values))
 
     parameters = policy.trainable_parameters()
+    assert all("lora_" in name or name.startswith("heads.") for name in parameters)
     (scores.log_pi * torch.randn_like(scores.log_pi)).sum().backward(retain_graph=True)
     assert _moved(parameters) == {"default"}
     _values(scores).square().sum().backward()

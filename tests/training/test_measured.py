@@ -256,3 +256,28 @@ def test_ppo_goes_through_a_rollout_as_configured(quick_config: Any):
     assert len(orders) == 4
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize(
+    ("divergence", "updates"),
+    [
+        ([0.1] * 12, 12),  # their mean counts, not their sum
+        ([0.0, 0.7, 0.0, *[0.0] * 9], 3),
+        ([0.0] * 3 + [0.3] * 9, 6),  # of one epoch, not of those before it
+        ([0.0] * 9 + [0.3] * 3, 12),
+    ],
+)
+def test_ppo_ends_with_the_epoch_that_moved_too_far(
+    quick_config: Any, divergence: list[float], updates: int
+):
+    options = {"ppo.rollout": 10, "ppo.minibatch": 16, "ppo.epochs": 4, "ppo.target_kl": 0.2}
+    algorithm: Any = Trainer(quick_config(algo="ppo", **options)).algorithm
+    told = iter(divergence)
+    algorithm._update = lambda parts, progress: {"kl": next(told)}
+    algorithm.collector.start()
+    for _ in range(10):
+        assert not list(algorithm.learn(0))
+        algorithm.collector.step()
+    assert len(list(algorithm.learn(40))) == updates
+    assert not algorithm.behind(40)
+    assert not list(algorithm.learn(40))  # the next rollout is not there yet

@@ -272,3 +272,19 @@ def test_an_update_sets_priorities_temperature_and_target(
     assert count.tolist() == counts.tolist()
     assert share == 0.6
     assert entropy.tolist() == pytest.approx(entropies.tolist(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("share", "sign"), [(0.0, -1.0), (1.0, 1.0)])
+def test_the_temperature_steps_by_its_own_rate(quick_config: Any, share: float, sign: float):
+    options = {"sac.learn_alpha": True, "sac.entropy_share": share, "sac.alpha": ALPHA}
+    trainer = _trainer(quick_config, **{**options, "sac.alpha_lr": 0.02})
+    algorithm: Any = trainer.algorithm
+    _move(trainer.policy)  # no longer uniform: its entropy is below log K
+    algorithm.collector.start()
+    for _ in range(8):
+        algorithm.collector.step()
+    learner = algorithm.learner
+    assert learner.alpha == pytest.approx(ALPHA)
+    learner.update()  # the first step of Adam is its rate
+    assert learner.log_alpha.item() == pytest.approx(math.log(ALPHA) + sign * 0.02, abs=1e-5)
+    assert learner.alpha == pytest.approx(ALPHA * math.exp(sign * 0.02), rel=1e-5)
