@@ -71,6 +71,28 @@ def test_forest_matches_dense_mask(name, make_forest, relative_error):
     _compare(*_case(make_forest, name), torch.float64, "torch", 1e-12, relative_error)
 
 
+@pytest.mark.parametrize("prefix", [0, 6])
+def test_branches_behind_a_long_trunk(prefix, relative_error):
+    """The trunk has a causal call of its own, unless it continues a prefix."""
+    trunk, branches = 84, [12, 1, 20]
+    end, pos = [trunk + sum(branches)] * trunk, list(range(trunk))
+    for length in branches:
+        pos += range(trunk, trunk + length)
+        end += [len(end) + length] * length
+    total = prefix + len(end)
+    as_int = [
+        torch.tensor(x, dtype=torch.int32)
+        for x in (
+            [total] * prefix + [prefix + e for e in end],
+            [prefix, total],
+            [*range(prefix), *(prefix + p for p in pos)],
+        )
+    ]
+    plan = plan_forest(*as_int[:2], prefix=prefix, pos=as_int[2])
+    assert plan.buckets()[-1].trunk == (0 if prefix else trunk)
+    _compare(plan, 2, 1, 16, False, torch.float64, "torch", 1e-12, relative_error)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 def test_forest_in_lower_precision(dtype, tolerance, make_forest, relative_error):
     case = _case(make_forest, "ragged, prefix, bias")
