@@ -33,7 +33,7 @@ def test_nan_stops_saves_and_explains(quick_config: Any):
     poison = _Poison()
     trainer = Trainer(quick_config("nan"), callbacks=[poison])
     poison.trainer = trainer
-    with pytest.raises(DivergedError, match=r"critic_loss.*optim\.lr.*saved in"):
+    with pytest.raises(DivergedError, match=r"critic_loss.*optim\.lr.*critic\.huber.*saved in"):
         trainer.train()
     folder = latest_checkpoint(trainer.out)
     assert all(torch.isfinite(x).all() for x in read_tensors(folder, "target").values())
@@ -41,3 +41,19 @@ def test_nan_stops_saves_and_explains(quick_config: Any):
     resumed = Trainer.resume(trainer.out).train()
     assert resumed.env_steps == 400
     assert (Path(trainer.out) / "eval.json").is_file()
+
+
+def test_ppo_keeps_its_parameters_as_they_were(quick_config: Any):
+    options = {"ppo.rollout": 10, "ppo.minibatch": 16, "ppo.epochs": 2}
+    algorithm: Any = Trainer(quick_config(algo="ppo", **options)).algorithm
+    algorithm.collector.start()
+    for _ in range(10):
+        algorithm.collector.step()
+    algorithm.collector.rollout.reward = [float("nan")] * 40
+    parameters = algorithm.policy.trainable_parameters()
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    with pytest.raises(DivergedError, match=r"critic_loss.*optim\.lr") as error:
+        list(algorithm.learn(40))
+    assert "huber" not in str(error.value)  # it has no such setting
+    assert algorithm.updates == 0
+    assert all(torch.equal(parameters[name], value) for name, value in before.items())

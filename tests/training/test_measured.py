@@ -14,7 +14,7 @@ from sacglam import Trainer
 from sacglam.envs.vector import VectorEnv
 from sacglam.training import setup
 from sacglam.training.episode import Episode, EpisodeResult
-from sacglam.training.evaluation import evaluate, policy_chooser, summarise
+from sacglam.training.evaluation import evaluate, policy_chooser, settings, summarise
 from sacglam.training.metrics import Meter, MetricsWriter, drop_after
 from sacglam.training.seeds import EVAL_EPISODES, TRAIN_EPISODES, episode_seed
 from sacglam.training.subgoals import Subgoals
@@ -164,8 +164,10 @@ def test_the_buffer_is_made_as_configured(quick_config: Any, monkeypatch: pytest
     assert made["seed"] != seed
 
 
-def test_acting_explores_as_configured_and_evaluating_does_not(quick_config: Any):
-    trainer = Trainer(quick_config(**{"sac.explore": 0.37, "eval.temperature": 0.6}))
+@pytest.mark.parametrize("greedy", [True, False])
+def test_acting_explores_as_configured_and_evaluating_does_not(quick_config: Any, greedy: bool):
+    options = {"sac.explore": 0.37, "eval.temperature": 0.6, "eval.greedy": greedy}
+    trainer = Trainer(quick_config(**options))
     policy: Any = trainer.policy
     asked: list[dict[str, Any]] = []
     choose = policy.choose
@@ -184,7 +186,11 @@ def test_acting_explores_as_configured_and_evaluating_does_not(quick_config: Any
     assert (acting["explore"], acting["greedy"], acting["temperature"]) == (0.37, False, 1.0)
     assert acting["generator"] is trainer._noise
     assert (evaluating["explore"], evaluating["temperature"]) == (0.0, 0.6)
-    assert evaluating["greedy"] is evaluated.greedy
+    assert evaluating["greedy"] is greedy
+    assert evaluating["generator"] not in (None, trainer._noise)  # training draws as without it
+    told = settings(evaluated, "test", 3)
+    temperature = None if greedy else 0.6
+    assert told == {"split": "test", "seed": 3, "greedy": greedy, "temperature": temperature}
 
 
 @pytest.mark.parametrize("algo", ["sac", "ppo"])
