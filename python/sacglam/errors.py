@@ -33,7 +33,7 @@ class UnsupportedModelError(SacglamError, ValueError):
 
 
 class CandidateError(SacglamError, ValueError):
-    """A candidate list is empty, holds duplicates, or holds an empty text."""
+    """A candidate list is empty, holds duplicates, or holds an empty text; or a prompt is none."""
 
 
 class PromptTooLongError(SacglamError, ValueError):

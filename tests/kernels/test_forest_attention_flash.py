@@ -123,7 +123,7 @@ def test_forests_know_their_longest_segments():
     )  # fmt: skip
     policy = Policy(T5ForConditionalGeneration(config), tokenizer)
     prompts = ["a b " * 3, "c " * 400, "d"]
-    forest = policy._pack_texts(prompts, [["a", "b c d"]] * 3, leaves=True)
+    forest = policy.pack_texts(prompts, [["a", "b c d"]] * 3, leaves=True)
     assert forest.cross_plan is not None
     assert forest.cross_plan.longest == (5, 400)  # the start token and the trie
     sizes = padded_sizes(forest)

@@ -121,7 +121,7 @@ def test_adapters_anywhere(make_model: Any, kind: str, targets: list[str]):
     model, tokenizer = make_model(kind)
     model = noisy(get_peft_model(model, LoraConfig(r=2, target_modules=targets)))
     policy = assert_scores_are_its_own(model, tokenizer)
-    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    scores = policy.forward(policy.pack_texts(PROMPTS, CANDIDATES, leaves=True))
     (scores.log_pi.masked_fill(~scores.mask, 0.0).sum() + scores.q.sum()).backward()
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -309,7 +309,7 @@ def test_adapters_that_change_the_base_are_saved_with_it(
     for a, b in zip(want, got, strict=True):
         assert a.log_probs.tolist() == pytest.approx(b.log_probs.tolist(), rel=1e-4)
     with pytest.raises(ConfigError, match="sac.prior needs the frozen model itself"):
-        policy.prior(policy._pack_texts(PROMPTS, CANDIDATES, leaves=False))
+        policy.prior(policy.pack_texts(PROMPTS, CANDIDATES, leaves=False))
 
 
 def test_a_model_whose_adapters_were_switched_off_is_trained_with_them(make_model: Any):

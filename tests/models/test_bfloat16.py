@@ -49,7 +49,7 @@ def build(make_model: Any):
 
 
 def _scores_and_gradients(policy: Policy) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    scores = policy.forward(policy.pack_texts(PROMPTS, CANDIDATES, leaves=True))
     noise = torch.from_numpy(np.random.default_rng(0).normal(size=scores.log_prob.shape))
     weight = noise * scores.mask
     ((scores.log_prob + scores.q.min(0).values) * weight).sum().backward()
@@ -227,7 +227,7 @@ def test_batches_of_all_sizes_have_few_different_products(
         for prompts in (1, 2, 3, 5, 9, 40):
             texts = [" ".join(rng.choice(words, rng.integers(1, 30))) for _ in range(prompts)]
             sets = [CANDIDATES[rng.integers(3)] for _ in texts]
-            scores = half.forward(half._pack_texts(texts, sets, leaves=True))
+            scores = half.forward(half.pack_texts(texts, sets, leaves=True))
             (scores.log_prob * scores.mask).sum().backward()
     assert len(seen.shapes) > 10
     sizes = {n for p in half.model.parameters() for n in p.shape}

@@ -19,7 +19,7 @@ def decided(make_policy: Any) -> Any:
 
 
 def _shares(policy: Any, explore: float, draws: int = 4000) -> torch.Tensor:
-    forest = policy._pack_texts(PROMPTS * draws, ACTIONS * draws, leaves=False)
+    forest = policy.pack_texts(PROMPTS * draws, ACTIONS * draws, leaves=False)
     generator = torch.Generator().manual_seed(0)
     chosen = policy.choose(forest, explore=explore, generator=generator).view(draws, 2)
     return torch.stack([(chosen == k).float().mean(0) for k in range(4)])  # [4, 2]
@@ -27,7 +27,7 @@ def _shares(policy: Any, explore: float, draws: int = 4000) -> torch.Tensor:
 
 @pytest.mark.parametrize("explore", [0.0, 0.3, 1.0])
 def test_explored_share_is_uniform_over_what_is_admissible(decided: Any, explore: float):
-    best = decided.choose(decided._pack_texts(PROMPTS, ACTIONS, leaves=False), greedy=True)
+    best = decided.choose(decided.pack_texts(PROMPTS, ACTIONS, leaves=False), greedy=True)
     shares = _shares(decided, explore)
     for b, actions in enumerate(ACTIONS):
         for k in range(4):
@@ -40,7 +40,7 @@ def test_explored_share_is_uniform_over_what_is_admissible(decided: Any, explore
 def test_sampled_shares_follow_the_temperature(make_policy: Any, temperature: float):
     policy = make_policy("llama", torch.float32)
     draws = 4000
-    forest = policy._pack_texts(PROMPTS * draws, ACTIONS * draws, leaves=False)
+    forest = policy.pack_texts(PROMPTS * draws, ACTIONS * draws, leaves=False)
     chosen = policy.choose(
         forest, temperature=temperature, generator=torch.Generator().manual_seed(0)
     ).view(draws, 2)

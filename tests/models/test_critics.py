@@ -39,7 +39,7 @@ def _fresh(make_model: Any, architecture: str, policy: Any) -> Any:
 def test_value_is_of_the_prompt_alone(make_policy: Any, make_model: Any, architecture: str):
     policy = make_policy(architecture, critic="value", q_heads=1)
     model = _fresh(make_model, architecture, policy)
-    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    scores = policy.forward(policy.pack_texts(PROMPTS, CANDIDATES, leaves=True))
     assert scores.q is None
     states = [_state(model, torch.from_numpy(policy.codec.text(p)).long()) for p in PROMPTS]
     with torch.no_grad():

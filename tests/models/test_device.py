@@ -16,7 +16,7 @@ def test_a_policy_computes_with_its_own_gpu_as_the_current_one(
     make_policy: Any, monkeypatch: pytest.MonkeyPatch
 ):
     policy = make_policy("llama")
-    forest = policy._pack_texts(["a b"], [["go", "red"]], leaves=True)
+    forest = policy.pack_texts(["a b"], [["go", "red"]], leaves=True)
     entered: list[Any] = []
     inside = False
 

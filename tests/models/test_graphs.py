@@ -52,7 +52,7 @@ def graphs_of(policy: Policy, limit: int = 16) -> tuple[ActingGraphs, Recording]
 
 def batch(policy: Policy, words: str, length: int = 5, rows: int = 2) -> Any:
     prompts = [f"{words} " * length, "b c " + "d " * (length - 2)] * rows
-    return policy._pack_texts(prompts[:rows], (ACTIONS * rows)[:rows], leaves=False)
+    return policy.pack_texts(prompts[:rows], (ACTIONS * rows)[:rows], leaves=False)
 
 
 def scores(graphs: ActingGraphs, forest: Any) -> Any:

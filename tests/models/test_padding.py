@@ -103,7 +103,7 @@ def same_values(
 
 def test_no_row_gathers_the_gradients_of_all_padding(make_policy: Any):
     policy = make_policy("llama")
-    forest = policy._pack_texts(*zip(*LARGE, strict=True), leaves=True)
+    forest = policy.pack_texts(*zip(*LARGE, strict=True), leaves=True)
     padded = pad_forest(forest, padded_sizes(forest, leaves=True, parts=8))
     real = {"leaf": 1, "head_rows": 1, "edge_row": None, "edge_token": None, "path_edges": None}
     for name, most in real.items():
@@ -117,7 +117,7 @@ def test_a_forest_fits_where_its_sizes_are_a_little_smaller(make_policy: Any):
     policy = make_policy("llama")
 
     def packed(rows: int, leaves: bool) -> Forest:
-        return policy._pack_texts(
+        return policy.pack_texts(
             ["go to red " * 20 + f"{w} {x}" for w in WORDS for x in WORDS][:rows],
             [["a", "a b", "c"]] * rows, leaves=leaves,
         )  # fmt: skip
@@ -145,7 +145,7 @@ def test_a_forest_fits_where_its_sizes_are_a_little_smaller(make_policy: Any):
 
 
 def same(policy: Any, batch: list[tuple[str, list[str]]], leaves: bool, within: float = 1e-12):
-    forest = policy._pack_texts(*zip(*batch, strict=True), leaves=leaves)
+    forest = policy.pack_texts(*zip(*batch, strict=True), leaves=leaves)
     padded = pad_forest(forest)
     sizes = padded_sizes(forest)
     assert padded.ids.shape[0] == sizes.tokens > 0

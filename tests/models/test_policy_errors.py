@@ -123,3 +123,19 @@ def test_policy_is_a_distribution_and_saving_keeps_it(
     drawn = [policy.act(prompts, candidates, generator=generator)[0] for _ in range(300)]
     share = drawn.count("go") / 300
     assert abs(share - float(torch.tensor(found[0].log_pi[0]).exp())) < 0.1
+
+
+@pytest.mark.parametrize("text", [None, 3, b"go", ["go"]], ids=str)
+def test_what_is_no_text_is_named(make_policy: Any, text: Any):
+    policy = make_policy("llama", torch.float32)
+    for ask in (([text], [["go"]]), (["a b"], [["go", text]])):
+        for call in (policy.score, policy.act, policy.pack_texts):
+            with pytest.raises(CandidateError, match=r"is among the prompts and candidates"):
+                call(*ask)
+
+
+def test_a_prompt_has_tokens(make_policy: Any):
+    policy = make_policy("gpt2", torch.float32)
+    assert not len(policy.codec.text(" "))
+    with pytest.raises(CandidateError, match="a prompt has no tokens"):
+        policy.score(["a", " "], [["go"], ["go"]])

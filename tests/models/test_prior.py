@@ -19,7 +19,7 @@ def test_an_untrained_policy_is_its_prior(make_model: Any, score: str, reduce: s
     model, tokenizer = make_model("qwen2")
     lora = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM"))
     policy = Policy(lora, tokenizer, options=PolicyOptions(score=score, reduce=reduce))
-    forest = policy._pack_texts(PROMPTS, CANDIDATES, leaves=False)
+    forest = policy.pack_texts(PROMPTS, CANDIDATES, leaves=False)
     with torch.no_grad():
         prior = policy.prior(forest).log_pi
         torch.testing.assert_close(policy.forward(forest, with_q=False).log_pi, prior)

@@ -67,7 +67,7 @@ def test_float32_gradients_agree_with_the_reference(make_policy: Any, architectu
     exact.model.load_state_dict(native.model.state_dict())
     exact.heads.load_state_dict(native.heads.state_dict())
     for policy, dtype in ((native, torch.float32), (exact, torch.float64)):
-        scores = policy.forward(policy._pack_texts(prompts, candidates, leaves=True))
+        scores = policy.forward(policy.pack_texts(prompts, candidates, leaves=True))
         noise = torch.from_numpy(np.random.default_rng(0).normal(size=scores.log_prob.shape))
         weight = (noise * scores.mask).to(dtype)
         ((scores.log_prob + scores.q.min(0).values) * weight).sum().backward()
@@ -84,7 +84,7 @@ def test_float32_gradients_agree_with_the_reference(make_policy: Any, architectu
 def test_the_last_layer_computes_only_what_is_read(make_policy: Any):
     policy = make_policy("llama", torch.float32)
     prompts, candidates = _batch(5)
-    forest = policy._pack_texts(prompts, candidates, leaves=True)
+    forest = policy.pack_texts(prompts, candidates, leaves=True)
     seen = []
     layer = policy.model.base_model.layers[-1]
     layer.mlp.register_forward_hook(lambda *_: pytest.fail("the layer's own code ran"))
@@ -97,7 +97,7 @@ def test_the_last_layer_computes_only_what_is_read(make_policy: Any):
 def test_gradients_agree_with_naive_loop(make_policy: Any, make_model: Any, architecture: str):
     policy = make_policy(architecture)
     prompts, candidates = _batch(2)
-    forest = policy._pack_texts(prompts, candidates, leaves=True)
+    forest = policy.pack_texts(prompts, candidates, leaves=True)
     scores = policy.forward(forest)
     noise = np.random.default_rng(0).normal(size=scores.log_prob.shape)
     weight = torch.from_numpy(noise) * scores.mask
@@ -190,7 +190,7 @@ def test_a_wrong_layout_is_noticed(make_policy: Any, architecture: str, damage: 
     """Negative control: each part of the layout changes the scores."""
     policy = make_policy(architecture)
     prompts, candidates = _batch(3)
-    forest = policy._pack_texts(prompts, candidates, leaves=True)
+    forest = policy.pack_texts(prompts, candidates, leaves=True)
     with torch.no_grad():
         right = policy.forward(forest)
         wrong = policy.forward(damage(forest))

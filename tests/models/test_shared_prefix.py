@@ -17,7 +17,7 @@ CANDIDATES = [["a", "a b", "c"], ["go", "go to"], ["b"], ["go", "red a"], ["a", 
 
 def forests(policy: Any, shared: int, monkeypatch: Any, leaves: bool = True) -> Any:
     monkeypatch.setattr(policy, "_shared_tokens", lambda: shared)
-    return policy._pack_texts(PROMPTS, CANDIDATES, leaves=leaves)
+    return policy.pack_texts(PROMPTS, CANDIDATES, leaves=leaves)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma", "gpt2"])

@@ -94,7 +94,7 @@ def test_scores_values_and_gradients_are_those_of_stock_passes(kind: str, attn: 
     model, tokenizer = build(kind, torch.float32)
     assert not has_own_forward(model)
     policy = Policy(model, tokenizer, options=PolicyOptions(attn=attn))
-    forest = policy._pack_texts(PROMPTS, CANDIDATES, leaves=True)
+    forest = policy.pack_texts(PROMPTS, CANDIDATES, leaves=True)
     scores = policy.forward(forest)
     weights = torch.randn(int(scores.mask.sum()), generator=torch.Generator().manual_seed(1))
     log_p, q = scores.log_prob[scores.mask], scores.q[:, scores.mask]
@@ -159,7 +159,7 @@ def test_adapters_are_added_without_naming_modules(kind: str, targets: Any):
     model, tokenizer = build(kind, torch.float32)
     wrapped = add_lora(model, LoraOptions(r=2, target_modules=targets), critic_adapter=False)
     policy = Policy(wrapped.eval(), tokenizer)
-    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    scores = policy.forward(policy.pack_texts(PROMPTS, CANDIDATES, leaves=True))
     (scores.log_prob[scores.mask].sum() + scores.q[:, scores.mask].sum()).backward()
     adapters = {n: p for n, p in wrapped.named_parameters() if "lora_B" in n}
     assert len(adapters) >= 2

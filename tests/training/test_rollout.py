@@ -70,7 +70,7 @@ def test_advantages_of_terminated_cut_and_open_episodes(algorithm: PpoAlgorithm)
 
     def value(observation: str) -> float:
         prompt = policy.codec.template.segments("reach the end", observation)
-        scores = policy.forward(policy._pack_texts(["".join(prompt)], [["wait"]], leaves=True))
+        scores = policy.forward(policy.pack_texts(["".join(prompt)], [["wait"]], leaves=True))
         assert scores.v is not None
         return float(scores.v.detach())
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -334,17 +337,17 @@ class Policy:
     ) -> list[CandidateScore]:
         """Log-probabilities, policy and Q of every candidate of every prompt, without gradients.
 
-        Q is None for a policy trained by PPO.
+        Q is None for a policy trained by PPO. With gradients: `pack_texts` and `forward`.
 
         Args:
             prompts: B whole prompts.
             candidates: B lists of candidate actions, of any lengths.
 
         Raises:
-            CandidateError: an empty or duplicate candidate list.
+            CandidateError: an empty or duplicate candidate list, or a prompt that is no text.
             PromptTooLongError: a prompt longer than the model accepts.
         """
-        forest = self._pack_texts(prompts, candidates, leaves=True)
+        forest = self.pack_texts(prompts, candidates)
         with torch.no_grad():
             out = self.forward(forest)
         q_min = None if out.q is None else out.q.min(0).values
@@ -364,7 +367,7 @@ class Policy:
         generator: torch.Generator | None = None,
     ) -> list[str]:
         """Choose one action per prompt: sampled from the policy, or its most probable one."""
-        forest = self._pack_texts(prompts, candidates, leaves=False, device="cpu")
+        forest = self.pack_texts(prompts, candidates, leaves=False, device="cpu")
         chosen = self.choose(forest, greedy=greedy, generator=generator)
         return [actions[k] for actions, k in zip(candidates, chosen.tolist(), strict=True)]
 
@@ -416,15 +419,21 @@ class Policy:
 
             return with_room(computed, graphs)
 
-    def _pack_texts(
+    def pack_texts(
         self,
         prompts: Sequence[str],
         candidates: Sequence[Sequence[str]],
         *,
-        leaves: bool,
-        device: str | None = None,
+        leaves: bool = True,
+        device: torch.device | str | None = None,
     ) -> Forest:
-        if len(prompts) != len(candidates) or not prompts:
+        """Prompts and candidates, as `score` takes them, as one forest: for `forward`, whose scores
+        [B, A] have gradients, in a training loop of one's own.
+
+        leaves, device: as for `pack`.
+        Raises as `score` does.
+        """
+        if len(prompts) != len(candidates) or not len(prompts):
             raise CandidateError(
                 f"{len(prompts)} prompts and {len(candidates)} candidate lists: give one list for "
                 "each prompt, and at least one prompt"
@@ -434,14 +443,22 @@ class Policy:
                 raise CandidateError(
                     f"the candidates of a prompt are {actions!r}, one text: give a list of texts"
                 )
+        for text in chain(prompts, *candidates):
+            if not isinstance(text, str):
+                raise CandidateError(
+                    f"{text!r} ({type(text).__name__}) is among the prompts and candidates: give "
+                    "texts"
+                )
         action = self.codec.template.action
         self.codec.prepare([*prompts, *(action(a) for c in candidates for a in c)])
         ids = [self.codec.text(prompt) for prompt in prompts]
+        if not all(map(len, ids)):
+            raise CandidateError("a prompt has no tokens: give a text that is not blank")
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         sets = [self.candidate_set(c) for c in candidates]
         return self.pack(np.concatenate(ids), offsets, sets, leaves=leaves, device=device)
 
-    # --- saving -------------------------------------------------------------------------------
+    # --- saving and copying -------------------------------------------------------------------
 
     def save(self, folder: str | Path, *, base: Path | None = None) -> None:
         """Write weights (peft's own format for LoRA, else the whole model), heads and options.
@@ -462,6 +479,42 @@ class Policy:
     def save_base(self, folder: Path) -> None:
         """Write the model without adapters, and the tokenizer, unless they are there."""
         save_base(self.model, self.tokenizer, folder)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Policy:
+        """A policy with weights of its own, frozen ones included, and the same tokenizer: such as
+        a reference that stays behind while this one is trained."""
+        with torch.random.fork_rng(devices=[]):  # fresh heads, which are replaced
+            copied = Policy(
+                copy.deepcopy(self.model, memo),
+                self.tokenizer,
+                template=self.codec.template,
+                options=self.options,
+                name=self.name,
+            )
+        copied.heads = copy.deepcopy(self.heads, memo)
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, as for another process, it is what `save` writes; there it is loaded."""
+        adapters = getattr(self.model, "peft_config", {}).values()
+        names = [each.base_model_name_or_path for each in adapters]
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+            files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+        for each, name in zip(adapters, names, strict=True):  # where `save` put a base is gone
+            each.base_model_name_or_path = name
+        return _unpickled, (files, str(self.device), saved.is_remote_code(self.model))
+
+    def __repr__(self) -> str:
+        parameters = [*self.model.parameters(), *self.heads.parameters()]
+        total = sum(p.numel() for p in parameters)
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"Policy({self.trunk.config.model_type}, {total:,} parameters, {trained:,} of them "
+            f"trained, {dtype}, {self.device})"
+        )
 
 
 def _make_set(codec: TextCodec, actions: tuple[str, ...]) -> CandidateSet:
@@ -497,7 +550,8 @@ def load_saved_policy(
         CheckpointError: the folder is not a saved policy, or is damaged.
     """
     folder = Path(folder)
-    with ONE_AT_A_TIME, saved.complete(folder):
+    # Fresh heads, which are replaced, draw from the global generator.
+    with ONE_AT_A_TIME, saved.complete(folder), torch.random.fork_rng(devices=[]):
         found = saved.read(folder, device, trust_remote_code=trust_remote_code)
         options = {**found.options, "q_layers": tuple(found.options["q_layers"])}
         policy = Policy(
@@ -509,3 +563,13 @@ def load_saved_policy(
         )
         policy.heads.load_state_dict(found.heads)
     return policy
+
+
+def _unpickled(files: Mapping[str, bytes], device: str, trust_remote_code: bool) -> Policy:
+    """A policy from the files that `Policy.save` writes."""
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return load_saved_policy(folder, device=device, trust_remote_code=trust_remote_code)

@@ -73,10 +73,15 @@ def write(folder: Path, saved: Saved, *, lora: bool, base: Path | None = None) -
         "options": saved.options,
         "template": saved.template,
         "dtype": str(dtype).removeprefix("torch."),
-        "remote_code": type(base_of(saved.model)).__module__.startswith("transformers_modules."),
+        "remote_code": is_remote_code(saved.model),
     }
     (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
     share(folder, folder / "policy.json")
+
+
+def is_remote_code(model: Any) -> bool:
+    """Whether the model runs code that came with its weights."""
+    return type(base_of(model)).__module__.startswith("transformers_modules.")
 
 
 def read(folder: Path, device: torch.device | str, *, trust_remote_code: bool = False) -> Saved:
@@ -98,14 +103,15 @@ def read(folder: Path, device: torch.device | str, *, trust_remote_code: bool = 
     base = description["base_model"]
     if lora and not base:
         base = os.path.normpath(folder / description["base_folder"])
-    model, tokenizer = load_language_model(
-        base if lora else folder / "model",
-        adapter=folder / "adapter" if lora else None,
-        dtype=description["dtype"],
-        device=device,
-        tokenizer_folder=folder / "tokenizer",
-        trust_remote_code=trust_remote_code,
-    )
+    with without_progress_bars():
+        model, tokenizer = load_language_model(
+            base if lora else folder / "model",
+            adapter=folder / "adapter" if lora else None,
+            dtype=description["dtype"],
+            device=device,
+            tokenizer_folder=folder / "tokenizer",
+            trust_remote_code=trust_remote_code,
+        )
     return Saved(
         model=model,
         tokenizer=tokenizer,
