@@ -10,6 +10,8 @@ import pytest
 from sacglam.cli.bench import list_suites
 from sacglam.cli.main import build_parser
 from sacglam.config import TrainConfig
+from sacglam.training import ppo_objective, sac_objective
+from sacglam.training.metrics import Meter
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -58,6 +60,14 @@ def test_named_flags_and_fields_exist():
         for key in re.findall(r'"((?:env|model|sac|optim|eval|lora)\.\w+)":', page.read_text()):
             section, field = key.split(".")
             assert hasattr(getattr(TrainConfig(), section), field), f"{page.name}: {key}"
+
+
+def test_metrics_have_their_names_in_the_table():
+    page = (ROOT / "docs" / "runs.md").read_text()
+    table = page.partition("## Metrics")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", table))
+    logged = {*sac_objective.STATISTICS, *ppo_objective.STATISTICS, *Meter().take()}
+    assert logged <= named, logged - named
 
 
 def test_documented_suites_exist():

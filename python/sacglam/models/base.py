@@ -33,7 +33,7 @@ def base_weights(model: Any) -> dict[str, Tensor]:
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Those of transformers, which has one for every file that it writes."""
+    """Those of transformers, which has one for every file that it writes or reads."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -21,7 +21,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         if not _locked(file):
             raise RunFolderError(
-                f"another process is training in {folder}; wait for it or stop it, then resume"
+                f"another process is training in {folder}, or another trainer of this one; wait "
+                "for it or stop it, then resume"
             )
         yield
 

@@ -11,9 +11,9 @@ import torch
 from ..envs.vector import close
 from ..report.episode import render_outcome, render_step
 from . import setup
+from .checks import refuse_out_of_range
 from .episode import Episode, pack_episodes
 from .policies import load_policy
-from .reevaluation import refuse_out_of_range
 from .run_folder import load_run_config
 from .seeds import EVAL_EPISODES, episode_seed, generator
 

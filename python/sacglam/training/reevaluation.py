@@ -16,6 +16,7 @@ from ..files import write_json
 from . import evaluation, setup
 from .callbacks import Callback
 from .checkpoint import latest_checkpoint, read_state, verify
+from .checks import refuse_out_of_range
 from .policies import load_policy
 from .run_folder import load_run_config
 
@@ -144,8 +145,3 @@ def _chosen(config: EvalConfig, greedy: bool | None, temperature: float | None) 
     )
 
 
-def refuse_out_of_range(episodes: int | None, seed: int | None) -> None:
-    """Raise ConfigError for what no evaluation can have."""
-    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
-        if value is not None and value < least:
-            raise ConfigError(f"{name} is {value}; it must be at least {least}")

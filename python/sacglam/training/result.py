@@ -19,8 +19,8 @@ class TrainResult:
         out: the run's folder.
         env_steps, updates, wall_s: how far it came, resumed parts included (and evaluations not).
         policy: the trained policy.
-        evaluation: the content of eval.json, None if the run was interrupted.
-        interrupted: whether a signal ended it early (a checkpoint was saved).
+        evaluation: the content of eval.json, None if the run was interrupted or paused.
+        interrupted: whether a signal or `Trainer.stop` ended it early (a checkpoint was saved).
     """
 
     out: Path

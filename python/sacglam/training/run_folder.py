@@ -27,7 +27,8 @@ def refuse_used_folder(out: Path, *, locked: bool = False) -> None:
     """Raise RunFolderError if the folder already holds a run or anything else. locked: by us."""
     if not locked and is_in_use(out):
         raise RunFolderError(
-            f"another process is training in {out}; choose another folder with --out"
+            f"another process is training in {out}, or another trainer of this one; choose another "
+            "folder with --out"
         )
     if (out / "config.yaml").exists() and not checkpoint.list_checkpoints(out):
         raise RunFolderError(

@@ -8,6 +8,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from ..envs.protocol import (
 from ..envs.registry import GIVEN, checked
 from ..envs.vector import LONG_EPISODE, VectorEnv, find
 from ..errors import ConfigError
-from ..models.base import anywhere, base_of, found_name
+from ..models.base import anywhere, base_of, found_name, without_progress_bars
 from ..models.device import is_missing, usable
 from ..models.given import own_dtype, own_lora, prepare
 from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
@@ -262,8 +263,9 @@ def make_policy(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = N
         "dtype": config.model.dtype,
         "device": config.device,
     }
-    with ONE_AT_A_TIME, TemporaryDirectory() as folder:
-        tiny = model is None and name in TINY
+    tiny = model is None and name in TINY
+    quiet = without_progress_bars() if tiny else nullcontext()  # there is nothing to wait for
+    with ONE_AT_A_TIME, TemporaryDirectory() as folder, quiet:
         if tiny:
             _save_tiny(config, env, folder)
         with torch.random.fork_rng(devices=[]):

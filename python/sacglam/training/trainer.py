@@ -29,6 +29,7 @@ from . import checkpoint, evaluation, setup, signals
 from .algorithm import make_algorithm
 from .beginning import begun_from, keep_heads
 from .callbacks import Callback, checked
+from .checks import refuse_below
 from .clock import Clock
 from .contention import Contention
 from .lock import exclusive
@@ -117,6 +118,7 @@ class Trainer:
         self._handled = 0  # the step after which all was done that was due then
         self.clock = Clock()
         self._stop = self._finish = False
+        self._until = config.total_steps  # where `train` ends
         self._updating = False
         self._checkpoint = resumed  # the newest one, which is of this trainer's state or before
         self._begun = resumed is not None
@@ -164,34 +166,45 @@ class Trainer:
 
     # --- the loop -----------------------------------------------------------------------------
 
-    def train(self) -> TrainResult:
+    def train(self, until: int | None = None) -> TrainResult:
         """Run to `total_steps`, save and evaluate; Ctrl-C, SIGTERM and SIGHUP end it earlier.
 
         Then it is saved without an evaluation, and another call goes on.
 
+        Args:
+            until: pause as soon as so many environment steps are made, for a run in stages: it is
+                saved without an evaluation, and another call goes on as if it had not paused.
+
         Raises:
+            ConfigError: `until` is no whole number, or below 0.
             DivergedError: a loss became NaN; a checkpoint from just before is saved.
             DeviceMemoryError: the GPU's memory ran out; likewise.
             EnvironmentProtocolError: an environment broke the protocol; likewise, as after any
                 error of an environment or a callback.
-            RunFolderError: another process is training in the folder, or did since this trainer
-                was made.
+            RunFolderError: another process or trainer is training in the folder, or did since this
+                trainer was made.
         """
+        if until is not None:
+            refuse_below("until", until, 0)
+        total = self.config.total_steps
         self.out.mkdir(parents=True, exist_ok=True)
-        result = None
+        result, paused = None, False
         with exclusive(self.out), signals.stopping(self.stop):
+            self._until = total if until is None else min(until, total)
             try:
                 self._run()
-                if self._finish or not self._goes_on:
+                reached = not self._goes_on
+                paused = reached and not self._stop and self.env_steps < total
+                if self._finish or (reached and self.env_steps >= total):
                     self._stop = self._stop and not self._finish
                     self._warn_if_untrained()
-                    with self.clock.paused(), suppress(_Stopped):
+                    with suppress(_Stopped):
                         result = self._final_evaluation()
             finally:
                 self._stop = self._finish = False
         return TrainResult(
             self.out, self.env_steps, self.algorithm.updates, self.clock.wall_s, self.policy,
-            result, interrupted=result is None,
+            result, interrupted=result is None and not paused,
         )  # fmt: skip
 
     def stop(self, *, finish: bool = False) -> None:
@@ -214,6 +227,13 @@ class Trainer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        steps, updates = self.env_steps, self.algorithm.updates
+        return (
+            f"Trainer({str(self.out)!r}, {steps:,} of {self.config.total_steps:,} environment "
+            f"steps, {updates:,} updates)"
+        )
+
     def _run(self) -> None:
         """Up to the checkpoint at the end."""
         config = self.config
@@ -223,12 +243,7 @@ class Trainer:
         refuse_foreign_progress(self.out, self._checkpoint)
         drop_after(self.out, self._handled)
         saved_at = self._position if self._begun else None
-        if not self._begun:
-            self.algorithm.collector.start()
-            self._begun = True
-            if config.model.id in TINY:
-                self.policy.save_base(self.out / "model")
-        config.save(self.out / "config.yaml")
+        self._begin()
         if self.env_steps == 0 and not (self.out / "baselines.json").exists():
             with suppress(_Stopped):  # then the loop ends at once, and saves
                 write_json(self.out / "baselines.json", self._baselines())
@@ -274,6 +289,15 @@ class Trainer:
         if saved_at != self._position:
             self.save()
 
+    def _begin(self) -> None:
+        """The first episodes, and what a run has beside its checkpoints."""
+        if not self._begun:
+            self.algorithm.collector.start()
+            self._begun = True
+            if self.config.model.id in TINY:
+                self.policy.save_base(self.out / "model")
+        self.config.save(self.out / "config.yaml")
+
     @property
     def _position(self) -> tuple[int, int, int]:
         return self.env_steps, self.algorithm.updates, self._handled
@@ -286,7 +310,7 @@ class Trainer:
     @property
     def _goes_on(self) -> bool:
         left = self._behind or self._handled != self.env_steps
-        return left or self.env_steps < self.config.total_steps
+        return left or self.env_steps < self._until
 
     def _collect(self) -> None:
         """One step in every environment."""
@@ -326,8 +350,8 @@ class Trainer:
         updates per second."""
         found = None
         if evaluates:
-            with self.clock.paused(), suppress(_Stopped):  # then this line has no evaluation
-                found = self.evaluate(self.config.eval.interval_episodes)
+            with suppress(_Stopped):  # then this line has no evaluation
+                found = self._evaluate(self.config.eval.interval_episodes)
         metrics: dict[str, Any] = {
             "env_steps": self.env_steps,
             "updates": self.algorithm.updates,
@@ -347,7 +371,21 @@ class Trainer:
     # --- evaluation ---------------------------------------------------------------------------
 
     def evaluate(self, episodes: int, kind: str = "policy") -> dict[str, Any]:
-        """Success on fresh episodes of "policy", "random" or "expert"; as in eval.json."""
+        """Success on fresh episodes of "policy", "random" or "expert"; as in eval.json.
+
+        Also from a callback. Its time is not counted as that of training, and it goes to its end
+        where the run is to stop.
+
+        Raises:
+            ConfigError: another kind, or `episodes` is below 1.
+        """
+        refuse_below("episodes", episodes, 1)
+        return self._evaluate(episodes, kind, to_the_end=True)
+
+    def _evaluate(
+        self, episodes: int, kind: str = "policy", *, to_the_end: bool = False
+    ) -> dict[str, Any]:
+        """Unless it is to go to its end, _Stopped is raised where the run is to stop."""
         seed, config = self.config.seed, self.config.eval
         choosers = {
             "policy": lambda: evaluation.policy_chooser(self.policy, config, seed),
@@ -364,25 +402,26 @@ class Trainer:
             on_step()
 
         def on_step() -> None:
-            if self._stop:
+            if self._stop and not to_the_end:
                 raise _Stopped
 
-        return evaluation.evaluate(
-            self._eval_envs,
-            choosers[kind](),
-            episodes=episodes,
-            seed=seed,
-            reset_options=self._reset_options,
-            on_progress=on_progress,
-            on_step=on_step,
-        )
+        with self.clock.paused():
+            return evaluation.evaluate(
+                self._eval_envs,
+                choosers[kind](),
+                episodes=episodes,
+                seed=seed,
+                reset_options=self._reset_options,
+                on_progress=on_progress,
+                on_step=on_step,
+            )
 
     def _baselines(self) -> dict[str, Any]:
         episodes = self.config.eval.episodes
         return {
-            "baseline_random": self.evaluate(episodes, "random"),
-            "untrained": self.evaluate(episodes),
-            "expert": self.evaluate(episodes, "expert") if self._has_expert else None,
+            "baseline_random": self._evaluate(episodes, "random"),
+            "untrained": self._evaluate(episodes),
+            "expert": self._evaluate(episodes, "expert") if self._has_expert else None,
         }
 
     def _final_evaluation(self) -> dict[str, Any]:
@@ -391,7 +430,7 @@ class Trainer:
             "updates": self.algorithm.updates,
             **self.clock.seconds(),
             **evaluation.settings(self.config.eval, self.config.env.split, self.config.seed),
-            **self.evaluate(self.config.eval.episodes),
+            **self._evaluate(self.config.eval.episodes),
             **evaluation.read_baselines(self.out),
         }
         write_json(self.out / "eval.json", result)
@@ -400,11 +439,17 @@ class Trainer:
     # --- saving and resuming ------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a complete checkpoint; returns its folder.
+        """Write a complete checkpoint; returns its folder. Before `train`, it begins the run.
 
         Raises:
             CheckpointError: it cannot be written; the one before is kept.
+            RunFolderError: before `train`, as there.
         """
+        if not self._begun:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.out):
+                refuse_used_folder(self.out, locked=True)
+                self._begin()
         with checkpoint.writing(self.out, self.env_steps) as writer:
             self.policy.save(writer.folder / "policy", base=self.out / "model")
             learned = self.algorithm.save(writer)
