@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from .envs import make_env as make_env
     from .envs import register_env as register_env
     from .errors import SacglamError as SacglamError
+    from .models.forest import Forest as Forest
+    from .models.options import PolicyOptions as PolicyOptions
     from .models.policy import CandidateScore as CandidateScore
     from .models.policy import Policy as Policy
+    from .models.scoring import Scores as Scores
     from .replay import ReplayBuffer as ReplayBuffer
+    from .text import PromptTemplate as PromptTemplate
     from .training.callbacks import Callback as Callback
     from .training.check import TrainingCheck as TrainingCheck
     from .training.check import check_training as check_training
+    from .training.episode import EpisodeResult as EpisodeResult
     from .training.playing import play_episodes as play_episodes
     from .training.policies import load_policy as load_policy
     from .training.reevaluation import evaluate_run as evaluate_run
@@ -35,9 +40,14 @@ if TYPE_CHECKING:
 _WHERE = {
     "Callback": "training.callbacks",
     "CandidateScore": "models.policy",
+    "EpisodeResult": "training.episode",
+    "Forest": "models.forest",
     "Policy": "models.policy",
+    "PolicyOptions": "models.options",
+    "PromptTemplate": "text",
     "ReplayBuffer": "replay",
     "SacglamError": "errors",
+    "Scores": "models.scoring",
     "TrainConfig": "config",
     "TrainResult": "training.result",
     "Trainer": "training.trainer",

@@ -170,7 +170,7 @@ class TrainConfig:
     init_from: str | None = None  # a run or saved policy whose weights training begins with
     seed: int = 0  # of weights, episodes, actions and draws
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: a GPU, or where a given model is
-    threads: int = 0  # torch's CPU threads; 0: torch's choice
+    threads: int = 0  # torch's CPU threads, of the whole process; 0: torch's choice
     out: str = "runs/run"  # the run's folder
 
     def __post_init__(self) -> None:

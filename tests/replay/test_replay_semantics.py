@@ -264,3 +264,13 @@ def test_the_readme_path_works_with_plain_arrays():
     assert set(batch.episode.tolist()) == {episode}
     assert batch.relabeled.sum() in (6, 7)
     assert batch.prompt_ids[1 : batch.prompt_offsets[1]].tolist() == [2, 3, 1, 5]
+
+
+def test_what_is_shown_of_a_buffer():
+    buffer = make()
+    add(buffer, 3, {})
+    assert repr(buffer) == "ReplayBuffer(3 of 100 steps)"
+    buffer.close()
+    assert repr(buffer) == "ReplayBuffer(closed)"
+    with ReplayBuffer(5, shared="what-is-shown") as shared:
+        assert repr(shared) == "ReplayBuffer(0 of 5 steps, shared as 'what-is-shown')"

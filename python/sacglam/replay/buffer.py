@@ -252,6 +252,14 @@ class ReplayBuffer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        shared = "" if self.name is None else f", shared as {self.name!r}"
+        try:
+            steps = f"{len(self):,} of {self.capacity:,} steps"
+        except ReplayError:  # closed
+            steps = "closed"
+        return f"ReplayBuffer({steps}{shared})"
+
     def intern_text(self, ids: IntArray) -> int:
         """Id of a token list (ids >= 0, may be empty); the same list always has the same id."""
         return int(self._native.intern_text(ids))
