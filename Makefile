@@ -25,7 +25,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP) ## Train an agent in about 5 minutes and show what it learned [SEEDS="0 1 2"] [OUT=runs/demo]
-	@$(PY) -m sacglam.cli.main demo --out $(OUT) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	@$(PY) -m sacglam demo --out $(OUT) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 	@echo "(sacglam is in $(VENV)/bin: source $(VENV)/bin/activate)"
 
 test: $(STAMP) ## Run all tests [ARGS="-k replay"] [JOBS=1]
@@ -47,7 +47,7 @@ typecheck: $(STAMP) ## Check the types of the public API
 	@$(PY) -m mypy $(ARGS)
 
 bench: $(STAMP) ## Run the benchmarks, the quick form of each [ARGS=...]
-	@$(PY) -m sacglam.cli.main bench all --quick $(ARGS)
+	@$(PY) -m sacglam bench all --quick $(ARGS)
 
 smoke: $(STAMP) ## Run every method of every benchmark once, unmeasured, at small sizes [ARGS=...]
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest bench --quick --benchmark-disable $(ARGS)

@@ -104,7 +104,7 @@ def run_jobs(
 
 
 def _start(job: Job, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sacglam.cli.main", "train"]
+    command = [sys.executable, "-m", "sacglam", "train"]
     log = job.folder.with_suffix(".log")
     if list_checkpoints(job.folder):
         say(f"resume {job.name}")

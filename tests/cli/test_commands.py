@@ -35,6 +35,13 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"sacglam {sacglam.__version__}\n"
 
 
+def test_the_package_runs_as_the_command():
+    asked = [sys.executable, "-m", "sacglam"]
+    found = subprocess.run([*asked, "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout == f"sacglam {sacglam.__version__}\n"
+    assert subprocess.run([*asked, "table", "nowhere"], capture_output=True).returncode == 2
+
+
 def test_help_says_where_a_plot_goes(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["plot", "--help"])
@@ -175,7 +182,7 @@ class Game(PlaygroundText):
         return super().step(action)
 """
     )
-    command = [sys.executable, "-m", "sacglam.cli.main", "train", "--env", "game:Game", *QUICK]
+    command = [sys.executable, "-m", "sacglam", "train", "--env", "game:Game", *QUICK]
     command += ["--out", "run", "--total-steps", "2000", "--eval.episodes", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -221,7 +228,7 @@ def test_a_terminal_of_another_encoding_shows_what_it_can(run: Path, tmp_path: P
     shutil.copytree(run, copied)
     text = (copied / "eval.json").read_text().replace("Grow plant", "Crème brûlée")
     (copied / "eval.json").write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "sacglam.cli.main", "table", str(copied)]
+    command = [sys.executable, "-m", "sacglam", "table", str(copied)]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")

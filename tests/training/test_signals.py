@@ -193,7 +193,7 @@ def test_workers_that_are_signalled_too_do_not_spoil_it(quick_config: Any):
 @pytest.mark.timeout(300)
 def test_a_scheduler_ends_a_run_of_the_command_line(tmp_path: Path):
     command = [
-        *(sys.executable, "-m", "sacglam.cli.main", "train", "--out", str(tmp_path / "run")),
+        *(sys.executable, "-m", "sacglam", "train", "--out", str(tmp_path / "run")),
         *("--total-steps", "1000000", "--eval.episodes", "8", "--log-interval", "100"),
         *("--learning-starts", "64", "--optim.batch-size", "8", "--env.num-envs", "4"),
     ]

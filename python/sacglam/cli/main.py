@@ -168,7 +168,3 @@ def _said(error: Exception, text: str) -> int:
     for line in (text, *getattr(error, "__notes__", [])):
         print(f"sacglam: {line}", file=sys.stderr)
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -143,5 +143,3 @@ def _chosen(config: EvalConfig, greedy: bool | None, temperature: float | None) 
         greedy=config.greedy if greedy is None else greedy,
         temperature=config.temperature if temperature is None else temperature,
     )
-
-
