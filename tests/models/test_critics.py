@@ -153,7 +153,7 @@ def test_an_adapter_of_its_own_is_what_the_critic_reads_and_trains(
             torch.nn.init.normal_(parameter)
     own = PolicyOptions(critic=critic, critic_trunk="adapter")
     policy = Policy(model, tokenizer, options=own)
-    forest = policy._pack_texts(PROMPTS, CANDIDATES, leaves=True)
+    forest = policy.pack_texts(PROMPTS, CANDIDATES, leaves=True)
     scores = policy.forward(forest)
 
     def merged(adapter: str) -> Any:
@@ -191,7 +191,7 @@ def test_the_critics_gradient_enters_a_shared_trunk_or_not(
 ):
     policy = make_policy(architecture, critic=critic, critic_gradient=gradient)
     parameters = policy.trainable_parameters()
-    scores = policy.forward(policy._pack_texts(PROMPTS, CANDIDATES, leaves=True))
+    scores = policy.forward(policy.pack_texts(PROMPTS, CANDIDATES, leaves=True))
     _values(scores).square().sum().backward(retain_graph=True)
     assert _moved(parameters) == ({"base", "heads"} if gradient else {"heads"})
     scores.log_pi.square().sum().backward()

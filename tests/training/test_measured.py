@@ -108,7 +108,8 @@ def test_the_meter_means_over_updates_and_recent_episodes_and_is_saved():
     again = Meter()
     again.restore(json.loads(json.dumps(meter.state())))
     for each in (meter, again):
-        found = each.take()
+        found = each.line()
+        each.clear()
         assert found == {
             "episodes": 151, "success": {"brief": 0.0, "long": 0.75}, "success_mean": 0.375,
             "loss": 3.0, "lr": 0.5,
@@ -116,7 +117,7 @@ def test_the_meter_means_over_updates_and_recent_episodes_and_is_saved():
         each.update({"loss": 4.0})
         for _ in range(30):
             each.episode(_result("long", False))
-        found = each.take()
+        found = each.line()
         assert found["loss"] == 4.0
         assert "lr" not in found
         assert found["success"]["long"] == 0.70

@@ -58,7 +58,7 @@ def _move(policy: Policy) -> None:
 def _pack(policy: Policy) -> Any:
     prompts = ["".join(policy.codec.template.segments("reach the end", f"place {k}"))
                for k in range(4)]  # fmt: skip
-    return policy._pack_texts(prompts, ACTIONS, leaves=True)
+    return policy.pack_texts(prompts, ACTIONS, leaves=True)
 
 
 def _gradients(policy: Policy) -> dict[str, Tensor]:

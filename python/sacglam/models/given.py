@@ -11,7 +11,7 @@ import torch
 from ..errors import ConfigError
 from .base import base_of
 from .loading import DTYPES, LoraOptions, add_lora, train_all_adapters
-from .trunk import refuse_spread, refuse_unsupported
+from .trunk import refuse_unsupported
 
 # peft's ways to begin an adapter that take its part out of the base.
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
@@ -88,7 +88,6 @@ def prepare(
         ConfigError: adapters cannot be added, or those that it has cannot be used.
     """
     refuse_unsupported(base_of(model).config)  # before peft asks for modules of an unknown type
-    refuse_spread(model)
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         warnings.warn(
             "gradient checkpointing is on in the given model, and has no effect here: to save "

@@ -33,6 +33,7 @@ from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.options import PolicyOptions
 from ..models.policy import Policy
 from ..models.tiny import TINY, save_tiny_model
+from ..models.trunk import refuse_spread
 from ..text import PromptTemplate, chat_frame
 from .same_environment import is_another
 from .seeds import HEADS, derive
@@ -202,6 +203,7 @@ def resolve(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = None)
     identity, dtype, lora = config.model.id, config.model.dtype, config.lora
     if given is not None:
         base = base_of(given)
+        refuse_spread(base)  # before its device is asked for
         if identity in TINY:
             identity = base.config.name_or_path or type(base).__name__
         own = own_lora(given, lora.r)
