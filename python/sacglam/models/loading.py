@@ -92,11 +92,13 @@ def load_language_model(
     if adapter is not None:
         from peft import PeftModel
 
+        # Where the model is: else peft reads them by way of the first GPU, which may be another's.
+        how: dict[str, Any] = {"is_trainable": True, "torch_device": "cpu"}
         with _quiet_peft():
-            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+            model = PeftModel.from_pretrained(model, str(adapter), **how)
         critic_folder = Path(adapter) / "critic"
         if critic_folder.is_dir():
-            model.load_adapter(str(critic_folder), "critic", is_trainable=True)
+            model.load_adapter(str(critic_folder), "critic", **how)
             train_all_adapters(model)
     elif lora is not None:
         model = add_lora(model, lora, critic_adapter)
