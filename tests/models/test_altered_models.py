@@ -230,6 +230,14 @@ def test_a_head_that_is_more_than_a_matrix_is_refused(make_model: Any):
     model.lm_head = nn.Linear(32, len(tokenizer)).double()
     with pytest.raises(UnsupportedModelError, match="a bias or a hook"):
         Policy(model, tokenizer)
+    model, tokenizer = make_model("llama")
+    own = model.lm_head.forward
+    model.lm_head.forward = lambda x: own(x).tanh()
+    with pytest.raises(UnsupportedModelError, match="a method of its own"):
+        Policy(model, tokenizer)
+    model, tokenizer = make_model("llama", torch.bfloat16)
+    for _ in range(2):  # ours around the head is none of its own
+        Policy(model, tokenizer)
     with pytest.raises(UnsupportedModelError, match="LlamaModel has no language-model head"):
         Policy(LlamaModel(model.config), tokenizer)
 

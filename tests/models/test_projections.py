@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from sacglam.models.fused import override
 from sacglam.models.projections import project, projection_of
 from torch import nn
 
@@ -112,15 +113,39 @@ def test_what_is_more_than_the_formula_is_left_to_its_module():
     assert projection_of(modules_of(adapted(lora_dropout=0.1))[0]) is None
     assert projection_of(modules_of(adapted(use_dora=True))[0]) is None
     assert projection_of(nn.LayerNorm(4)) is None
-    hooked = nn.Linear(3, 3)
-    hooked.register_forward_hook(lambda *_: None)
-    assert projection_of(hooked) is None
     merged = adapted()
     merged.merge_adapter()
     found = projection_of(modules_of(merged)[0])
     assert found is not None
     assert found.down is None
     compare(merged, needs_x=True, only=1)
+
+
+@pytest.mark.parametrize("part", ["", "base_layer", "lora_A.default", "lora_B.default"])
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "backward hook", "method"])
+def test_parts_that_were_changed_are_called(part: str, how: str):
+    """A GPU leaves the modules out, the CPU calls them: both must compute the same."""
+    model = adapted()
+    query, key, _ = modules_of(model)
+    changed = [query.get_submodule(part), *([] if part else [key])]
+    for module in changed:
+        if how == "hook":
+            module.register_forward_hook(lambda module, args, out: 0.5 * out)
+        elif how == "pre-hook":
+            module.register_forward_pre_hook(lambda module, args: (0.5 * args[0],))
+        elif how == "backward hook":
+            module.register_full_backward_hook(lambda module, into, out: (0.5 * into[0],))
+        else:
+            own = module.forward
+            module.forward = lambda x, own=own: 0.5 * own(x)
+    assert all(projection_of(module) is None for module in (query, *changed))
+    compare(model)
+
+
+def test_ours_around_a_module_is_not_its_own():
+    for module in (modules_of(adapted())[0], nn.Linear(3, 3)):
+        override(module, lambda self, x: self.sacglam_original(x))
+        assert projection_of(module) is not None
 
 
 def test_an_adapter_in_float32_under_a_bfloat16_base():

@@ -30,14 +30,12 @@ class Projection(NamedTuple):
 
 def projection_of(module: nn.Module) -> Projection | None:
     """What `module` computes, or None where it is more than the formula above: dropout, DoRA,
-    several adapters at once, hooks, a layer of another kind."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        return None
+    several adapters at once, hooks, a method of its own, a layer of another kind."""
     if type(module) is nn.Linear:
-        return Projection(module.weight, module.bias)
+        return Projection(module.weight, module.bias) if _is_as_written(module) else None
     lora: Any = module
-    base = getattr(lora, "base_layer", None)
-    if type(base) is not nn.Linear or not hasattr(lora, "lora_A"):
+    base: Any = getattr(lora, "base_layer", None)
+    if not hasattr(lora, "lora_A") or not (_is_as_written(lora) and _is_linear(base)):
         return None
     plain = Projection(base.weight, base.bias)
     if lora.merged:
@@ -51,13 +49,34 @@ def projection_of(module: nn.Module) -> Projection | None:
         len(active) == 1
         and name not in getattr(lora, "lora_variant", {})
         and type(lora.lora_dropout[name]) is nn.Identity
-        and type(down) is nn.Linear
-        and type(up) is nn.Linear
+        and _is_linear(down)
+        and _is_linear(up)
         and up.bias is None
     )
     if not known:
         return None
     return Projection(base.weight, base.bias, down.weight, up.weight, float(lora.scaling[name]))
+
+
+def _is_linear(module: Any) -> bool:
+    return type(module) is nn.Linear and _is_as_written(module)
+
+
+def _is_as_written(module: nn.Module) -> bool:
+    """Whether a call of the module computes what its class says, there and back."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not any(hooks) and not forward_was_replaced(module)
+
+
+def forward_was_replaced(module: nn.Module) -> bool:
+    """Whether the object has a forward method of its own, ours (fused.override) left aside."""
+    own = vars(module).get("sacglam_original", vars(module).get("forward"))
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def project(x: Tensor, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:

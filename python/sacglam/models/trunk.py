@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, PromptTooLongError, UnsupportedModelError
-from . import attention, bfloat16, fused
+from . import attention, bfloat16, fused, projections
 from .forest import Forest
 
 CAUSAL = (
@@ -256,11 +256,12 @@ def _refuse_head(model: Any) -> None:
         raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
     head = getattr(head, "original_module", head)  # of peft's modules_to_save
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    plain = plain and not projections.forward_was_replaced(head)
     if not plain or head.bias is not None or head._forward_hooks or head._forward_pre_hooks:
         raise UnsupportedModelError(
             f"the language-model head is more than a matrix ({type(head).__name__}: an adapter, a "
-            "bias or a hook), which packed scoring does not know; leave the head out of "
-            "lora.target_modules, or train it whole (modules_to_save)"
+            "bias or a hook, or a method of its own), which packed scoring does not know; leave the "
+            "head out of lora.target_modules, or train it whole (modules_to_save)"
         )
 
 
