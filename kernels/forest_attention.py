@@ -105,12 +105,12 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.numel() == 0:
         return q.clone()
-    if backend == "flash" or (backend == "auto" and q.is_cuda and flash.flash_available()):
-        refusal = flash.refusal(q, plan, bias)
-        if refusal is None and rotary is None:
+    if backend == "flash" or (backend == "auto" and q.is_cuda):
+        refusal = flash.refusal(q, plan, bias) or ("it rotates nothing" if rotary else None)
+        if backend == "flash" and refusal:
+            raise ValueError(f"backend='flash': {refusal}")
+        if not refusal and (backend == "flash" or flash.flash_available()):
             return flash.flash_attention(q, k, v, plan, scale)
-        if backend == "flash":
-            raise ValueError(f"backend='flash': {refusal or 'it rotates nothing'}")
     native = backend in ("auto", "native") and native_attention.serves(q, k, v, plan, bias)
     if backend == "native" and not native:
         raise ValueError(

@@ -6,6 +6,7 @@ It knows no interval test and no bias: what it can do is T5's cross-attention. S
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import lru_cache
 
@@ -18,8 +19,14 @@ _MAX_HEAD_DIM = 256
 
 @lru_cache(maxsize=1)
 def flash_available() -> bool:
-    """Whether the package flash-attn is installed."""
-    return importlib.util.find_spec("flash_attn") is not None
+    """Whether the package flash-attn is installed, and has what is called here: built for another
+    torch it does not load, and flash-attn-4 is a package of the same name with other functions."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return False
+    try:
+        return hasattr(importlib.import_module("flash_attn"), "flash_attn_varlen_func")
+    except Exception:  # a package may fail in any way when imported
+        return False
 
 
 def refusal(q: torch.Tensor, plan: AttentionPlan, bias: torch.Tensor | None) -> str | None:

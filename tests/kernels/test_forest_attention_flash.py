@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +100,30 @@ def test_what_it_cannot_do_is_refused_by_name(called: Any, change: dict[str, Any
 def test_left_alone_on_the_cpu(called: Any):
     attention(*_tensors(), _plan(longest=(7, 9)))
     assert not called
+
+
+@pytest.mark.parametrize(
+    ("content", "available"),
+    [
+        (None, False),
+        ("def flash_attn_varlen_func(): ...", True),
+        ("raise ImportError('undefined symbol')", False),
+        ("", False),
+    ],
+)
+def test_a_package_that_does_not_load_or_is_another_is_left_alone(
+    content: str | None, available: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """None: a folder without a file of its own, as of flash-attn-4."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    if content is not None:
+        (tmp_path / "flash_attn" / "__init__.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    flash.flash_available.cache_clear()
+    assert flash.flash_available() == available
+    flash.flash_available.cache_clear()
+    sys.modules.pop("flash_attn", None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
