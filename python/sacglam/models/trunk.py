@@ -260,8 +260,8 @@ def _refuse_head(model: Any) -> None:
     if not plain or head.bias is not None or head._forward_hooks or head._forward_pre_hooks:
         raise UnsupportedModelError(
             f"the language-model head is more than a matrix ({type(head).__name__}: an adapter, a "
-            "bias or a hook, or a method of its own), which packed scoring does not know; leave the "
-            "head out of lora.target_modules, or train it whole (modules_to_save)"
+            "bias or a hook, or a method of its own), which packed scoring does not know; leave "
+            "the head out of lora.target_modules, or train it whole (modules_to_save)"
         )
 
 
