@@ -45,17 +45,17 @@ class Bucket:
     def rows(self, side: str, device: torch.device) -> torch.Tensor:
         """int64 [N, L]: the token of each padded row; a pad row repeats its tree's first token."""
         lens, begin = (self.q_lens, self.q_from) if side == "q" else (self.k_lens, self.k_from)
-        slot = torch.arange(max(lens)).expand(len(lens), -1)
-        inside = slot < torch.tensor(lens)[:, None]
-        return (torch.tensor(begin)[:, None] + slot * inside).to(device)
+        slot = torch.arange(max(lens), device="cpu").expand(len(lens), -1)
+        inside = slot < _on_host(lens)[:, None]
+        return (_on_host(begin)[:, None] + slot * inside).to(device)
 
     def tokens(self, side: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(token int64 [n], flat padded row int64 [n]) of the rows that are not padding."""
         lens, begin = (self.q_lens, self.q_from) if side == "q" else (self.k_lens, self.k_from)
         width = max(lens)
-        slot = torch.arange(width).expand(len(lens), -1)
-        inside = (slot < torch.tensor(lens)[:, None]).flatten()
-        token = (torch.tensor(begin)[:, None] + slot).flatten()[inside]
+        slot = torch.arange(width, device="cpu").expand(len(lens), -1)
+        inside = (slot < _on_host(lens)[:, None]).flatten()
+        token = (_on_host(begin)[:, None] + slot).flatten()[inside]
         return token.to(device), inside.nonzero().squeeze(1).to(device)
 
 
@@ -288,7 +288,7 @@ def plan_forest(
         raise ValueError(f"pos has shape {tuple(pos.shape)}, end {tuple(end.shape)}: need equal")
     if not end.is_cuda:
         _check_offsets(tree_start, prefix, total, "tree_start")
-        index = torch.arange(total)
+        index = torch.arange(total, device=end.device)
         if total and not bool(((end > index) & (end <= total)).all()):
             raise ValueError(f"end must satisfy i < end[i] <= {total} for every token i")
         if prefix and not bool((end[:prefix] == total).all()):
@@ -328,6 +328,10 @@ def plan_segments(
     return AttentionPlan(
         q_start, k_start, q_total, k_total, q_pos=q_pos, k_pos=k_pos, longest=longest
     )
+
+
+def _on_host(numbers: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(numbers, device="cpu")
 
 
 def _vector(x: torch.Tensor, name: str) -> torch.Tensor:

@@ -42,3 +42,15 @@ def test_threads_that_torch_cannot_have(out: Path, threads: int):
     for use in (evaluate_run, play_episodes):
         with pytest.raises(ConfigError, match=f"threads is {threads}"):
             use(out, threads=threads)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sac.subgoals": 0.5, "learning_starts": 32}, {"algo": "ppo", "ppo.rollout": 4}]
+)
+def test_torchs_default_device_is_not_where_a_run_computes(
+    quick_config: Any, changes: dict[str, Any]
+):
+    """A script may have set it to its GPU; "meta" stands for one."""
+    trainer = Trainer(quick_config(total_steps=64, **{"eval.episodes": 2, **changes}))
+    with torch.device("meta"):
+        assert trainer.train().updates > 0

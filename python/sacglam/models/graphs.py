@@ -98,7 +98,7 @@ class _Inputs:
         self.numbers = torch.empty(numbers, dtype=torch.float64, device=device)
         pinned = device.type == "cuda"
         self._staged = [
-            torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned)
+            torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=pinned)
             for x in (self.flat, self.numbers)
         ]
         self._copied = _copies_done(device)

@@ -26,8 +26,8 @@ class QHeads(nn.Module):
         self.biases = nn.ParameterList()
         for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
             bound = 1.0 / math.sqrt(fan_in)
-            self.weights.append(nn.Parameter(torch.empty(heads, fan_in, fan_out)))
-            self.biases.append(nn.Parameter(torch.zeros(heads, 1, fan_out)))
+            self.weights.append(nn.Parameter(torch.empty(heads, fan_in, fan_out, device="cpu")))
+            self.biases.append(nn.Parameter(torch.zeros(heads, 1, fan_out, device="cpu")))
             nn.init.uniform_(self.weights[-1], -bound, bound)
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ def pad_forest(forest: Forest, sizes: Sizes | None = None) -> Forest:
     """A forest on the CPU, padded: the same scores in its first rows and columns. By default to
     `padded_sizes` without what only a critic reads."""
     sizes = sizes or padded_sizes(forest)
-    flat = torch.empty(flat_length(sizes), dtype=torch.int64)
+    flat = torch.empty(flat_length(sizes), dtype=torch.int64, device="cpu")
     write_padded(flat, forest, sizes)
     return forest_over(flat, sizes)
 

@@ -226,7 +226,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's state as tensors named `index.key`."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{i}.{key}": torch.as_tensor(value)
+        f"{i}.{key}": value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         for i, entry in state.items()
         for key, value in entry.items()
     }

@@ -58,14 +58,14 @@ class Rollout:
         return {
             **_packed("prompts", self.prompts),
             **_packed("last_prompts", [ids for ids, _ in cut]),
-            "last_rows": torch.tensor(list(self.last), dtype=torch.int64),
+            "last_rows": _on_host(list(self.last), dtype=torch.int64),
             **_packed_sets("sets", self.sets),
             **_packed_sets("last_sets", [s for _, s in cut]),
-            "action": torch.tensor(self.action, dtype=torch.int64),
-            "log_prob": torch.tensor(self.log_prob, dtype=torch.float64),
-            "value": torch.tensor(self.value, dtype=torch.float64),
-            "reward": torch.tensor(self.reward, dtype=torch.float64),
-            "ended": torch.tensor(self.ended, dtype=torch.bool),
+            "action": _on_host(self.action, dtype=torch.int64),
+            "log_prob": _on_host(self.log_prob, dtype=torch.float64),
+            "value": _on_host(self.value, dtype=torch.float64),
+            "reward": _on_host(self.reward, dtype=torch.float64),
+            "ended": _on_host(self.ended, dtype=torch.bool),
         }
 
     @staticmethod
@@ -148,9 +148,9 @@ class RolloutCollector(Collector):
         rollout, self.rollout = self.rollout, Rollout()
         shape = (-1, self.envs.num_envs)
 
-        reward = torch.tensor(rollout.reward, dtype=torch.float64).reshape(shape)  # [T, N]
-        value = torch.tensor(rollout.value, dtype=torch.float64).reshape(shape)
-        ended = torch.tensor(rollout.ended).reshape(shape)
+        reward = _on_host(rollout.reward, dtype=torch.float64).reshape(shape)  # [T, N]
+        value = _on_host(rollout.value, dtype=torch.float64).reshape(shape)
+        ended = _on_host(rollout.ended).reshape(shape)
         next_value = torch.zeros_like(value)
         next_value[:-1] = value[1:]
         next_value[ended] = 0.0
@@ -197,8 +197,8 @@ class Experience:
         self.rollout = rollout
         kind = torch.promote_types(policy.dtype, torch.float32)
         self.advantage, self.returns = advantage.to(kind), returns.to(kind)
-        self._action = torch.tensor(rollout.action)
-        self._log_prob = torch.tensor(rollout.log_prob, dtype=kind)
+        self._action = _on_host(rollout.action)
+        self._log_prob = _on_host(rollout.log_prob, dtype=kind)
         self._sets = rollout.sets
         self._ids = np.concatenate(rollout.prompts)
         self._offsets = np.cumsum([0, *map(len, rollout.prompts)], dtype=np.int64)
@@ -259,6 +259,10 @@ class Experience:
             ]
 
 
+def _on_host(numbers: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device="cpu")  # whatever torch's default device is
+
+
 def _packed(name: str, lists: Sequence[Ids]) -> dict[str, Tensor]:
     offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
     flat = np.concatenate(lists) if lists else np.empty(0, dtype=np.int32)
@@ -276,8 +280,8 @@ def _packed_sets(name: str, sets: Sequence[CandidateSet]) -> dict[str, Tensor]:
     """Each different set once, and which one every row has."""
     number = {one: k for k, one in enumerate(dict.fromkeys(sets))}
     return {
-        name: torch.tensor([number[one] for one in sets], dtype=torch.int64),
-        f"{name}_count": torch.tensor([len(one) for one in number], dtype=torch.int64),
+        name: _on_host([number[one] for one in sets], dtype=torch.int64),
+        f"{name}_count": _on_host([len(one) for one in number], dtype=torch.int64),
         **_packed(f"{name}_candidates", [ids for one in number for ids in candidates_of(one)]),
     }
 

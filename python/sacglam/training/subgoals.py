@@ -51,7 +51,7 @@ class Subgoals:
         begun = [e for e in episodes if not e.history]
         if not begun or not self._known:
             return
-        uniform = torch.rand(len(begun), generator=self._generator)
+        uniform = torch.rand(len(begun), generator=self._generator, device="cpu")
         begun = [e for e, u in zip(begun, uniform.tolist(), strict=True) if u < self._share]
         drawn = [(e, self._others(e.goal)) for e in begun]
         some = [(e, goals) for e, goals in drawn if goals]
@@ -66,7 +66,7 @@ class Subgoals:
     def _others(self, own: str) -> list[str]:
         """Some of the known goals, without the episode's own."""
         known = self.known
-        order = torch.randperm(len(known), generator=self._generator)[: MOST + 1]
+        order = torch.randperm(len(known), generator=self._generator, device="cpu")[: MOST + 1]
         return [known[k] for k in order.tolist() if known[k] != own][:MOST]
 
     def _values(self, episodes: Sequence[Episode]) -> Tensor:

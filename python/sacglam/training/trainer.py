@@ -481,7 +481,8 @@ class Trainer:
                 self.env_steps = state["env_steps"]
                 self._handled = state.get("handled", self.env_steps)
                 self.clock.add(state["wall_s"], state["cpu_s"])
-                self._noise.set_state(torch.tensor(state["acting_generator"], dtype=torch.uint8))
+                noise = torch.tensor(state["acting_generator"], dtype=torch.uint8, device="cpu")
+                self._noise.set_state(noise)
             except torch.OutOfMemoryError:
                 raise
             except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
