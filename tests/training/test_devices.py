@@ -54,3 +54,23 @@ def test_torchs_default_device_is_not_where_a_run_computes(
     trainer = Trainer(quick_config(total_steps=64, **{"eval.episodes": 2, **changes}))
     with torch.device("meta"):
         assert trainer.train().updates > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora.r": 4, "critic.trunk": "adapter"}])
+def test_weights_follow_from_the_seed_alone(
+    quick_config: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever the default device, and the GPUs' generators are the caller's."""
+
+    def seed_all(seed: int) -> None:
+        raise AssertionError("the GPUs' generators were seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed_all)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seed_all)
+    before = torch.get_rng_state()
+    plain = Trainer(quick_config("plain", **changes)).policy.trainable_parameters()
+    with torch.device("meta"):
+        other = Trainer(quick_config("other", **changes)).policy.trainable_parameters()
+    for name, weights in plain.items():
+        torch.testing.assert_close(other[name], weights, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from .seeding import seeded
 
 TINY = ("tiny-t5", "tiny-llama")
 _WORDS = r"\([^)\s]*\)|\w+|[^\w\s]"
@@ -79,8 +80,7 @@ def save_tiny_model(
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model: Any
         if name == "tiny-llama":
             model = LlamaForCausalLM(

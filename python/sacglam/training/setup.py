@@ -32,6 +32,7 @@ from ..models.given import own_dtype, own_lora, prepare
 from ..models.loading import ONE_AT_A_TIME, LoraOptions, load_language_model
 from ..models.options import PolicyOptions
 from ..models.policy import Policy
+from ..models.seeding import seeded
 from ..models.tiny import TINY, save_tiny_model
 from ..models.trunk import refuse_spread
 from ..text import PromptTemplate, chat_frame
@@ -270,8 +271,7 @@ def make_policy(config: TrainConfig, env: Any, model: tuple[Any, Any] | None = N
     with ONE_AT_A_TIME, TemporaryDirectory() as folder, quiet:
         if tiny:
             _save_tiny(config, env, folder)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(config.seed, HEADS))  # fresh adapters and Q heads
+        with seeded(derive(config.seed, HEADS)):  # fresh adapters and Q heads
             if model is not None:
                 loaded = prepare(model[0], **options), model[1]
             else:
