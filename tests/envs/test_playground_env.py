@@ -230,6 +230,92 @@ def test_unreachable_and_impossible_goals_are_an_option() -> None:
         assert reachable.optimum is not None
 
 
+def test_nothing_can_be_done_after_the_time_limit() -> None:
+    env = make_env("playground/small")
+    _, info = env.reset(seed=0, options={"goal": "Grow any plant"})
+    truncated = False
+    while not truncated:
+        go = next(a for a in info["possible_actions"] if a.startswith("Go to"))
+        _, _, _, truncated, info = env.step(go)
+    with pytest.raises(EnvironmentProtocolError, match="episode is over"):
+        env.step(info["possible_actions"][0])
+    env.reset()
+    env.step(env.expert_action())
+
+
+def test_goals_name_categories_only_if_they_may() -> None:
+    types = ("water", "carrot", "cow", "table")
+    lists = [
+        PlaygroundText(types=types, families=("Grasp", "Grow plant"), categories=may).train_goals
+        for may in (True, False)
+    ]
+    assert lists[1] == [f"Grasp {name}" for name in types] + ["Grow carrot"]
+    categories = {"Grasp plant", "Grasp herbivore", "Grasp furniture", "Grow plant"}
+    assert set(lists[0]) - set(lists[1]) == categories
+
+
+def _seen(obs: str) -> list[str]:
+    return obs.split("\n")[0].removeprefix("You see: ").split(", ")
+
+
+def test_equal_objects_are_avoided_on_request() -> None:
+    arguments = {"types": ("water", "carrot", "table", "chair"), "families": ("Grasp",)}
+    for unique in (True, False):
+        env = PlaygroundText(**arguments, n_objects=4, unique_objects=unique)
+        scenes = [_seen(env.reset(seed=seed)[0]) for seed in range(30)]
+        distinct = [len(set(scene)) == len(scene) for scene in scenes]
+        assert all(distinct) if unique else not all(distinct)
+
+
+def test_scenes_hold_what_the_goal_needs_and_no_more_than_that() -> None:
+    """With n_objects as small as can be; a small herbivore feeds a carnivore as well as a big one,
+    and where there are big ones alone, they do."""
+    for herbivores, fewest, size in ((("cow", "elephant"), 10, 4), (("elephant",), 15, 6)):
+        types = ("water", "carrot", *herbivores, "fox")
+        env = PlaygroundText(types=types, n_objects=2)
+        for seed in range(20):
+            obs, _ = env.reset(seed=seed, options={"goal": "Grow fox"})
+            assert (env.optimum, len(_seen(obs))) == (fewest, size)
+
+
+def test_hopeless_scenes_hold_what_every_scene_holds() -> None:
+    types = ("water", "carrot", "potato", "table", "chair", "cow", "fox")
+    env = PlaygroundText(types=types, n_objects=2, always=("water", "plant"), unreachable=1.0)
+    for seed in range(30):
+        obs, _ = env.reset(seed=seed, options={"goal": "Grow carrot"})
+        assert sorted(_seen(obs)) == ["potato seed", "water"]
+
+
+def test_where_every_object_is_the_goals_scenes_are_drawn_all_the_same() -> None:
+    env = PlaygroundText(types=("table",), families=("Grasp",), n_objects=3, unreachable=1.0)
+    obs, _ = env.reset(seed=0, options={"goal": "Grasp table"})
+    assert _seen(obs) == ["table"] * 3
+
+
+@pytest.mark.parametrize(
+    ("goal", "fewest"),
+    [
+        ("Grasp table", 2),
+        ("Grow carrot", 4),
+        ("Grow table", 4),
+        ("Grow cow", 7),
+        ("Grow fox", 10),
+        ("Grow carrot then grasp table", 6),
+        ("Grow fox then grasp table", 12),
+    ],
+)
+def test_the_time_limit_of_a_goal_out_of_reach_is_that_of_one_within(
+    goal: str, fewest: int
+) -> None:
+    types = ("water", "carrot", "cow", "fox", "table", "chair")
+    within, without = (PlaygroundText(types=types, unreachable=share) for share in (0.0, 1.0))
+    for env in (within, without):
+        env.reset(seed=1, options={"goal": goal})
+        assert env.max_steps == max(2 * fewest, fewest + 2)
+    assert without.optimum is None
+    assert within.optimum == (None if goal == "Grow table" else fewest)
+
+
 def test_goal_sampling_by_families_or_by_goals() -> None:
     shares = {}
     for how in ("families", "goals"):

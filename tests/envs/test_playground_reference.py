@@ -184,6 +184,8 @@ def small_scenes() -> Iterator[tuple[list[str], str]]:
     yield ["water"] * 3 + ["carrot"] * 3 + ["cow", "elephant", "lion"], "Grow lion"
     yield ["water"] * 4 + ["carrot"] * 4 + ["elephant"] * 2 + ["lion"], "Grow lion"
     yield ["water", "carrot", "cow", "fox", "table"], "Grow fox then grasp table"
+    for left in ("elephant", "cow", "herbivore"):  # one of them is eaten
+        yield ["water", "carrot", "cow", "elephant", "fox"], f"Grow fox then grasp {left}"
 
 
 @pytest.mark.parametrize(("types", "goal_text"), list(small_scenes()))
