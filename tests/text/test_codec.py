@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sacglam.errors import EnvironmentProtocolError
+from sacglam.errors import CandidateError, EnvironmentProtocolError
 from sacglam.models.tiny import build_tokenizer
 from sacglam.text import PromptTemplate, TextCodec
 from sacglam.text import codec as codec_module
@@ -94,6 +94,99 @@ def test_half_of_a_surrogate_pair_is_named(at_once: bool):
     with pytest.raises(EnvironmentProtocolError, match=r"'go to \\ud83d' .* at character 6"):
         codec.prepare(["go", bad]) if at_once else codec.ids(bad)
     assert codec.ids("go").tolist() == make()[0].ids("go").tolist()
+
+
+def test_the_prompt_is_as_the_template_says():
+    given = ("lion", "red", [("a", "go"), ("b", "to"), ("c", "go")], ["go", "to"])
+    assert "".join(PromptTemplate().segments(*given)) == "Goal: lion\nred\nAction:"
+    whole = PromptTemplate(instruction="d", history=2, list_actions=True)
+    assert "".join(whole.segments(*given)) == (
+        "d\nGoal: lion\nb\nAction: to\nc\nAction: go\nred\nPossible actions: go, to\nAction:"
+    )
+    chat = PromptTemplate(before="<user>", after="<model>")
+    assert "".join(chat.segments(*given)) == "<user>Goal: lion\nred<model>Action:"
+
+
+class Framing(Counting):
+    """Puts special tokens around every text, unless it is told not to."""
+
+    def __call__(self, text: Any, add_special_tokens: bool = True, **options: Any) -> Any:
+        found = super().__call__(text, add_special_tokens=False, **options)
+        if add_special_tokens:
+            many = isinstance(text, list)
+            framed = [[1, 1, *ids, 2] for ids in (found.input_ids if many else [found.input_ids])]
+            found["input_ids"] = framed if many else framed[0]
+        return found
+
+
+@pytest.mark.parametrize(
+    ("encoder_decoder", "template", "before", "after"),
+    [
+        (False, {}, [1, 1], []),
+        (True, {}, [1, 1], [2]),
+        (False, {"before": "a "}, [], []),
+        (False, {"after": "a "}, [], []),
+    ],
+    ids=["causal", "encoder-decoder", "chat before", "chat after"],
+)
+def test_special_tokens_frame_a_prompt(
+    encoder_decoder: bool, template: dict[str, str], before: list[int], after: list[int]
+):
+    own = PromptTemplate(**template)
+    codec = TextCodec(Framing(), own, encoder_decoder=encoder_decoder)
+    bare = TextCodec(build_tokenizer(WORDS), own, encoder_decoder=encoder_decoder)
+    prompt = codec.prompt("lion", "red")
+    assert prompt.dtype == np.int32
+    assert prompt.tolist() == [*before, *bare.prompt("lion", "red"), *after]
+    assert codec.text("go").tolist() == [*before, *bare.ids("go"), *after]
+    whole = [codec.opening(), codec.ids(" lion"), codec.ids("\nred"), codec.closing()]
+    assert np.concatenate(whole).tolist() == prompt.tolist()
+    assert codec.action("go").tolist() == bare.ids(" go").tolist(), "an action has none"
+
+
+def test_remembered_ids_cannot_be_changed():
+    codec, _ = make()
+    with pytest.raises(ValueError, match="read-only"):
+        codec.ids("go to")[0] = 0
+
+
+def test_an_action_without_tokens_is_named():
+    with pytest.raises(CandidateError, match=r"the action '  ' has no tokens"):
+        make()[0].action("  ")
+
+
+def test_the_unknown_parts_of_texts_are_told():
+    codec, _ = make()
+    assert codec.unknown_words(["go to zebra, gnu", "a zebra. lion"]) == ["'zebra'", "'gnu'"]
+    assert codec.unknown_words(["go to red"]) == []
+    assert len(codec.unknown_words(["k l m n o p q r s t"])) < 10
+    with pytest.warns(UserWarning, match="does not know 'zebra' of") as seen:
+        codec.ids("zebra" + " go" * 1000)
+    assert len(str(seen[0].message)) < 400, "a long text is not shown whole"
+
+
+class Merging(Framing):
+    """Has one token, 3, for "red lion" and what follows; in parts it is as any other."""
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        if isinstance(text, str) and "lion\nred" in text:
+            cut = text.replace("lion\nred", "zebra")
+            return super().__call__(cut, **options)
+        return super().__call__(text, **options)
+
+
+def test_segments_are_compared_with_the_whole_prompt():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for tokenizer in (Counting(), Framing()):
+            codec = TextCodec(tokenizer, PromptTemplate(), encoder_decoder=False)
+            assert codec.check("lion", "red", ["go"]) is True
+    codec = TextCodec(Merging(), PromptTemplate(), encoder_decoder=False)
+    # Goal : lion red Action : , and in one piece: Goal : <unk> Action :
+    says = r"difference at token 2: apart 'lion red Action :', together '<unk> Action :'"
+    with pytest.warns(codec_module.TokenisationWarning, match=says) as seen:
+        assert codec.check("lion", "red", ["go"]) is False
+    assert seen[0].filename == __file__, "it is the caller's"
 
 
 def test_recent_entries_stay():
