@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sacglam.envs import make_env, register_env
+from sacglam.envs import make_env, process_vector, register_env
 from sacglam.envs.process_vector import EnvironmentWorkerError, ProcessVectorEnv
 from sacglam.envs.vector import Transition, VectorEnv
 from sacglam.errors import ConfigError, EnvironmentProtocolError, UnknownEnvironmentError
@@ -48,6 +48,12 @@ class Troubled:
             if self.trouble == "crash":
                 print("about to fall", flush=True)
                 os._exit(3)
+            if self.trouble == "leave":
+                os._exit(0)
+            if self.trouble == "slow":
+                time.sleep(0.5)
+            if self.trouble == "babble":  # in no encoding, and more than a pipe holds
+                os.write(1, b"\\xff\\n" * 100_000)
             if self.trouble == "orphan":
                 if os.fork() == 0:  # a helper, which inherits the socket and outlives this
                     os.close(1), os.close(2)
@@ -185,6 +191,50 @@ def test_calls_and_attributes(make: Callable[..., Any]) -> None:
         assert vector.attribute(1, "train_goals") == make_env("playground/zoo").train_goals
         assert vector.attribute(1, "no_such_thing", "none") == "none"
         assert vector.call(0, "goal_family", "Grow any plant") == "Grow plant"
+        for i in (-1, 2):
+            with pytest.raises(ConfigError, match=f"no environment {i}"):
+                vector.call(i, "goal_family", "Grow any plant")
+            with pytest.raises(ConfigError, match=f"no environment {i}"):
+                vector.attribute(i, "train_goals")
+
+
+class Wrapper:
+    """Has something of its own, and something in what it wraps."""
+
+    def __init__(self, inner: Any) -> None:
+        self.unwrapped, self.instruction = inner, "the wrapper's"
+
+
+def test_a_wrappers_own_attributes_come_before_those_of_what_it_wraps() -> None:
+    vector = VectorEnv([Wrapper(make_env("playground/small")), make_env("playground/small")])
+    assert vector.attribute(0, "instruction") == "the wrapper's"
+    assert vector.attribute(1, "instruction") == "Reach the goal."
+    assert vector.call(0, "goal_family", "Grow any plant") == "Grow plant"
+    for i in range(2):
+        with pytest.raises(AttributeError, match="fly"):
+            vector.call(i, "fly")
+
+
+def test_closing_a_vector_closes_what_can_be_closed() -> None:
+    class Closing:
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    envs = [Closing(), object(), Closing()]
+    with VectorEnv(envs):
+        assert [env.closed for env in envs[::2]] == [0, 0]
+    assert [env.closed for env in envs[::2]] == [1, 1]
+
+
+def test_a_reset_that_fails_leaves_no_episode(troubled: str) -> None:
+    with kinds_here() as vector:
+        vector.reset(0, seed=0)
+        with pytest.raises(EnvironmentProtocolError, match="goal"):
+            vector.reset(0, seed=0, options={"goal": 3})
+        with pytest.raises(EnvironmentProtocolError, match="reset it"):
+            vector.step({0: "wait"})
 
 
 def kinds_here(**kwargs: Any) -> VectorEnv:
@@ -281,8 +331,12 @@ def test_protocol_is_checked_at_each_step(troubled: str) -> None:
             actions = {i: info["possible_actions"][0] for i, info in infos.items()}
             out = vector.step(actions)
             actions = {i: t.info["possible_actions"][0] for i, t in out.items()}
-            with pytest.raises(EnvironmentProtocolError, match="at step 2 of environment 1"):
-                vector.step(actions)
+            for _ in range(2):  # steps are counted from the last reset
+                with pytest.raises(EnvironmentProtocolError, match="at step 2 of environment 1"):
+                    vector.step(actions)
+                first = vector.reset(1, seed=0)[1]["possible_actions"][0]
+                obs = vector.step({1: first})[1]
+                actions = {1: obs.info["possible_actions"][0]}
 
 
 def test_empty_and_repeated_environments_are_refused() -> None:
@@ -344,6 +398,24 @@ def test_a_crash_names_the_worker_and_its_last_words(troubled: str) -> None:
         assert "about to fall" in message
         with pytest.raises(EnvironmentWorkerError, match="make a new one"):
             vector.reset(0, seed=0)
+
+
+def test_a_worker_that_leaves_has_an_exit_status_too(troubled: str) -> None:
+    with ProcessVectorEnv([(troubled, {"trouble": "leave"})]) as vector:
+        actions = first_actions(vector)
+        with pytest.raises(EnvironmentWorkerError, match=r"ended with exit status 0 .*\[0\]"):
+            vector.step(actions)
+
+
+def test_an_answer_is_waited_for(troubled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_vector, "_LOOK_S", 0.1)
+    with ProcessVectorEnv([(troubled, {"trouble": "slow"})]) as vector:
+        assert vector.step(first_actions(vector))[0].info["goal"]
+
+
+def test_whatever_an_environment_prints_it_goes_on(troubled: str) -> None:
+    with ProcessVectorEnv([(troubled, {"trouble": "babble"})], timeout_s=20.0) as vector:
+        assert vector.step(first_actions(vector))[0].info["goal"]
 
 
 def test_the_death_of_a_worker_shows_where_a_process_of_its_environment_lives_on(
