@@ -382,6 +382,35 @@ def test_bad_answers_of_a_hook_are_refused_and_the_batch_is_not_lost(answer):
         assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda r: r.goal * 1.0, r"goals of dtype float64 and shape \[\d+\]; integers of shape"),
+        (lambda r: r.goal[None], r"goals of dtype int32 and shape \[1, \d+\]; integers of shape"),
+        (lambda r: (r.goal, _width(r)), r"hits of dtype float64 .*; bools of shape"),
+        (lambda r: (r.goal, _width(r).T > 0), r"hits of dtype bool .*; bools of shape"),
+        (lambda r: (r.goal, None, _width(r).T), r"rewards of dtype float64 .*; real numbers of"),
+        (lambda r: (r.goal, None, _width(r) > 0), r"rewards of dtype bool .*; real numbers of"),
+        (lambda r: r.goal.astype(np.uint64) + np.uint64(2**63), "goals that are no text ids"),
+    ],
+)  # fmt: skip
+def test_an_answer_of_another_shape_or_dtype_is_named(answer, says):
+    with pytest.raises(ReplayError, match=says):
+        filled(goals=answer, n_step=3).sample(16)
+
+
+def test_a_hook_may_answer_in_any_integers():
+    plain = filled(goals=lambda r: r.goal).sample(16)
+    for kind in (np.uint8, np.uint64, np.int64):
+        batch = filled(goals=lambda r, kind=kind: r.goal.astype(kind)).sample(16)
+        for a, b in zip(batch, plain, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def _width(request: GoalRequest) -> np.ndarray:
+    return np.zeros((len(request.row), request.observations.shape[1] - 1))
+
+
 def test_a_hook_may_use_the_buffer_even_evict_its_own_rows():
     def hook(r: GoalRequest):
         inner.sample(8)
