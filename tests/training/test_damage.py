@@ -12,6 +12,7 @@ import torch
 from sacglam import Trainer, evaluate_run, load_policy
 from sacglam.errors import CheckpointError, UnknownModelError
 from sacglam.models import saved
+from sacglam.training import checkpoint
 from sacglam.training.checkpoint import latest_checkpoint, list_checkpoints
 from transformers import PreTrainedTokenizerFast
 
@@ -45,6 +46,18 @@ def test_a_bit_of_any_file_of_a_checkpoint_is_missed(quick_config: Any, algo: st
                 Trainer.resume(config.out)
         path.write_bytes(before)
     assert Trainer.resume(config.out).train().env_steps == 120
+
+
+@pytest.mark.parametrize("at", [0, 2**20 - 1, 2**20, 2**21 + 5])
+def test_a_bit_of_a_large_file_is_missed(tmp_path: Path, at: int):
+    with checkpoint.writing(tmp_path, 7) as writer:
+        writer.tensors("large", {"x": torch.zeros(2**20)})
+        folder = writer.commit({})
+    checkpoint.verify(folder)
+    _flip(folder / "large.safetensors", at)
+    with pytest.raises(CheckpointError, match=r"large\.safetensors is damaged"):
+        checkpoint.verify(folder)
+    checkpoint.verify(folder, "policy/")
 
 
 def test_a_damaged_policy_is_not_evaluated_and_one_beside_damage_is(quick_config: Any):
