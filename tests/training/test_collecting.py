@@ -88,3 +88,53 @@ def test_a_check_does_not_wait_for_the_end_of_an_episode(quick_config: Any):
     found = check_training(config, env=lambda: Slow(10**9, patience=3000), tell=stages.append)
     assert found.update_s > 0
     assert steps < 100
+
+
+def test_a_step_returns_the_episodes_that_it_ended(quick_config: Any):
+    collector = Trainer(quick_config(), env=lambda: Corridor(patience=3)).algorithm.collector
+    collector.start()
+    for _ in range(2):
+        assert collector.apply(dict.fromkeys(range(4), 1)) == []
+    ended = collector.apply({0: 0, 1: 1, 2: 0, 3: 1})
+    assert [(e.goal, e.success, e.length) for e in ended] == [("the end", False, 3)] * 4
+    for _ in range(6):
+        before = sum(e.number for e in collector.episodes)
+        ended = collector.step()
+        assert len(ended) == sum(e.number for e in collector.episodes) - before
+        assert all(e.length <= 3 and e.success == (e.episode_return == 1) for e in ended)
+
+
+class Moody(Corridor):
+    """Does something else once `mood` is set."""
+
+    mood = ""
+
+    def _info(self, achieved: list[str]) -> dict[str, Any]:
+        info = super()._info(achieved)
+        return {**info, "possible_actions": ["other"]} if self.mood == "other actions" else info
+
+    def step(self, action: str) -> Any:
+        if self.mood == "ends sooner":
+            self.time = self.patience - 1
+        return super().step(action)
+
+
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+@pytest.mark.parametrize("mood", ["other actions", "ends sooner"])
+def test_an_environment_that_does_not_do_the_same_again_gets_new_episodes(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch, algo: str, mood: str
+):
+    brief = {"total_steps": 60, "eval.episodes": 2, "learning_starts": 1000, "env.num_envs": 2}
+    config = quick_config(algo=algo, **brief)
+    out = Trainer(config, env=lambda: Moody(length=50, patience=40)).train().out
+    monkeypatch.setattr(Moody, "mood", mood)
+    with pytest.warns(RuntimeWarning, match="episode 0 could not be replayed") as said:
+        trainer = Trainer.resume(out, env=lambda: Moody(length=50, patience=40), total_steps=80)
+    said = [str(w.message).split(":")[0] for w in said if "replayed" in str(w.message)]
+    assert said == [f"environment {i} is not deterministic" for i in range(2)]
+    episodes = trainer.algorithm.collector.episodes
+    assert [(e.number, len(e.rewards)) for e in episodes] == [(1, 0)] * 2
+    assert trainer.env_steps == 60
+    monkeypatch.setattr(Moody, "mood", "")
+    assert trainer.train().env_steps == 80
+    assert [len(e.rewards) for e in trainer.algorithm.collector.episodes] == [10, 10]

@@ -155,3 +155,35 @@ def test_prompts_of_episodes_are_what_the_policy_saw(algorithm: PpoAlgorithm):
     assert [p.tolist() for p in rollout.prompts] == [
         ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)
     ]
+
+
+def test_steps_of_an_episode_that_cannot_be_played_again_are_not_joined_to_the_next(
+    algorithm: PpoAlgorithm, monkeypatch: pytest.MonkeyPatch
+):
+    """The environment does not do the same again: another episode begins, of which the value says
+    nothing about the steps before."""
+    collector = algorithm.collector
+    collector.start()
+    for chosen in (0, 2):
+        collector._choose()
+        collector.apply(dict.fromkeys(range(3), chosen))
+    value = collector.rollout.value
+    state = collector.state()
+    assert [s["actions"] for s in state] == [["right", "wait"]] * 3
+    reset = Line.reset
+
+    def moody(self: Line, **options: Any) -> Any:
+        text, info = reset(self, **options)
+        return text, {**info, "possible_actions": ["left"]}
+
+    monkeypatch.setattr(collector.envs.envs[0], "reset", moody.__get__(collector.envs.envs[0]))
+    with pytest.warns(RuntimeWarning, match="environment 0 is not deterministic: episode 0") as say:
+        collector.restore(state)
+    assert len(say) == 1
+    assert collector.episodes[0].number == 1
+    assert [e.number for e in collector.episodes[1:]] == [s["number"] for s in state[1:]]
+    experience = collector.take(gamma=0.5, lam=1.0)
+    # What came after the last of its steps is not known; the state before stands for it.
+    advantage = experience.advantage.double().reshape(2, 3)[:, 0].tolist()
+    assert advantage[1] == pytest.approx(0.5 * value[3] - value[3])
+    assert advantage[0] == pytest.approx(0.25 * value[3] - value[0])

@@ -142,6 +142,14 @@ class RolloutCollector(Collector):
         rollout, self.rollout = self.rollout, Rollout()
         super().restore(state)
         self.rollout = rollout
+        if not len(rollout):
+            return
+        first = len(rollout) - len(state)
+        for row, (saved, episode) in enumerate(zip(state, self._episodes, strict=True), first):
+            if episode.number != saved["number"]:  # it could not be played again
+                # The state after its last step is lost: the one before stands for it.
+                rollout.ended[row] = True
+                rollout.last[row] = rollout.prompts[row], rollout.sets[row]
 
     def take(self, gamma: float, lam: float) -> Experience:
         """The rollout with its advantages; a new one begins."""
