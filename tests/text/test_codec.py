@@ -160,9 +160,39 @@ def test_the_unknown_parts_of_texts_are_told():
     assert codec.unknown_words(["go to zebra, gnu", "a zebra. lion"]) == ["'zebra'", "'gnu'"]
     assert codec.unknown_words(["go to red"]) == []
     assert len(codec.unknown_words(["k l m n o p q r s t"])) < 10
-    with pytest.warns(UserWarning, match="does not know 'zebra' of") as seen:
+    warned = pytest.warns(codec_module.TokenisationWarning, match="does not know 'zebra' of")
+    with warned as seen:
         codec.ids("zebra" + " go" * 1000)
     assert len(str(seen[0].message)) < 400, "a long text is not shown whole"
+
+
+@pytest.mark.parametrize("lacks", ["backend_tokenizer", "unk_token_id"])
+def test_a_tokenizer_that_tells_of_no_unknown_parts(lacks: str):
+    class Silent(Counting):
+        def __getattr__(self, name: str) -> Any:
+            if name == lacks:
+                raise AttributeError(name)
+            return super().__getattr__(name)
+
+    codec = TextCodec(Silent(), PromptTemplate(), encoder_decoder=False)
+    assert codec.unknown_words(["zebra"]) == []
+    if lacks == "backend_tokenizer":
+        with pytest.warns(codec_module.TokenisationWarning, match="a part of 'zebra'"):
+            codec.ids("zebra")
+    else:
+        assert len(codec.ids("zebra")) == 1
+
+
+def test_what_the_tokenizer_itself_raises_is_not_hidden():
+    class Broken(Counting):
+        def __call__(self, text: Any, **options: Any) -> Any:
+            if isinstance(text, list):
+                raise TypeError("broken")
+            return super().__call__(text, **options)
+
+    codec = TextCodec(Broken(), PromptTemplate(), encoder_decoder=False)
+    with pytest.raises(TypeError, match="broken"):
+        codec.ids("go")
 
 
 class Merging(Framing):
@@ -187,6 +217,17 @@ def test_segments_are_compared_with_the_whole_prompt():
     with pytest.warns(codec_module.TokenisationWarning, match=says) as seen:
         assert codec.check("lion", "red", ["go"]) is False
     assert seen[0].filename == __file__, "it is the caller's"
+
+
+def test_a_whole_prompt_that_ends_sooner_is_another():
+    class Ending(Counting):
+        def __call__(self, text: Any, **options: Any) -> Any:
+            whole = isinstance(text, str) and text.endswith("Action:")
+            return super().__call__(text[:-1] if whole else text, **options)
+
+    codec = TextCodec(Ending(), PromptTemplate(), encoder_decoder=False)
+    with pytest.warns(codec_module.TokenisationWarning, match="token 5: apart ':', together ''"):
+        assert codec.check("lion", "red", ["go"]) is False
 
 
 def test_recent_entries_stay():
