@@ -144,6 +144,31 @@ def test_a_forest_fits_where_its_sizes_are_a_little_smaller(make_policy: Any):
                     torch.testing.assert_close(got.q[:, :rows, :3], want.q)
 
 
+def test_a_forest_fits_where_those_inside_it_do(make_policy: Any):
+    policy = make_policy("t5", critic="reencode")
+
+    def packed(actions: int, taken: bool = True) -> Forest:
+        prompts = [f"go to red {w}" for w in WORDS]
+        ids = [policy.codec.text(prompt) for prompt in prompts]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        sets = [policy.candidate_set([f"a b {x}" for x in WORDS[:actions]])] * len(prompts)
+        last = np.zeros(len(prompts), dtype=np.int64) if taken else None
+        return policy.pack(np.concatenate(ids), offsets, sets, taken=last)
+
+    forest, small = packed(12), padded_sizes(packed(2))
+    sizes = padded_sizes(forest)
+    assert holds(sizes, forest, sizes)
+    assert not holds(sizes._replace(reencoded=small.reencoded), forest, sizes)
+    assert not holds(sizes._replace(reencoded=None), forest, sizes)
+    assert not holds(sizes._replace(taken=None), forest, sizes)
+    untaken = packed(12, taken=False)
+    assert not holds(sizes, untaken, padded_sizes(untaken))
+    padded = pad_forest(forest, sizes)
+    inside = [f for f in (padded, padded.reencoded, padded.taken) if f is not None]
+    prompts = [f.encoder_ids for f in inside if f.encoder_ids is not None]
+    assert sizes.computed == sum(len(ids) for ids in [*prompts, *(f.ids for f in inside)])
+
+
 def same(policy: Any, batch: list[tuple[str, list[str]]], leaves: bool, within: float = 1e-12):
     forest = policy.pack_texts(*zip(*batch, strict=True), leaves=leaves)
     padded = pad_forest(forest)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from sacglam.models.fused import override
 from sacglam.models.projections import project, projection_of
 from torch import nn
@@ -75,6 +75,15 @@ def test_full_weights_and_unused_outputs():
         compare(adapted(), only=only)
 
 
+@pytest.mark.parametrize("frozen", ["lora_A", "lora_B", "lora_"])
+@pytest.mark.parametrize("rest", [False, True])
+def test_gradients_where_some_are_frozen(frozen: str, rest: bool):
+    model = adapted()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rest if "lora_" not in name else frozen not in name)
+    compare(model)
+
+
 def test_frozen_layers_keep_nothing_of_their_input():
     model = Layers().double().requires_grad_(False)
     x = torch.randn(7, 12, dtype=torch.float64, requires_grad=True)
@@ -113,6 +122,14 @@ def test_what_is_more_than_the_formula_is_left_to_its_module():
     assert projection_of(modules_of(adapted(lora_dropout=0.1))[0]) is None
     assert projection_of(modules_of(adapted(use_dora=True))[0]) is None
     assert projection_of(nn.LayerNorm(4)) is None
+    scaled = get_peft_model(
+        Layers().double(), IA3Config(target_modules=["query"], feedforward_modules=[])
+    )
+    assert projection_of(modules_of(scaled)[0]) is None
+    compare(scaled)
+    hooked = nn.Linear(3, 3)
+    hooked.register_forward_hook(lambda *_: None)
+    assert projection_of(hooked) is None
     merged = adapted()
     merged.merge_adapter()
     found = projection_of(modules_of(merged)[0])
