@@ -46,14 +46,13 @@ class Troubled:
         self.count += 1
         if self.count == self.at:
             if self.trouble == "crash":
+                os.write(1, b"\\xff is in no encoding\\n")
                 print("about to fall", flush=True)
                 os._exit(3)
             if self.trouble == "leave":
                 os._exit(0)
             if self.trouble == "slow":
                 time.sleep(0.5)
-            if self.trouble == "babble":  # in no encoding, and more than a pipe holds
-                os.write(1, b"\\xff\\n" * 100_000)
             if self.trouble == "orphan":
                 if os.fork() == 0:  # a helper, which inherits the socket and outlives this
                     os.close(1), os.close(2)
@@ -395,7 +394,7 @@ def test_a_crash_names_the_worker_and_its_last_words(troubled: str) -> None:
         message = str(caught.value)
         assert "exit status 3" in message
         assert "[1]" in message
-        assert "about to fall" in message
+        assert "is in no encoding\n  about to fall" in message
         with pytest.raises(EnvironmentWorkerError, match="make a new one"):
             vector.reset(0, seed=0)
 
@@ -410,11 +409,6 @@ def test_a_worker_that_leaves_has_an_exit_status_too(troubled: str) -> None:
 def test_an_answer_is_waited_for(troubled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_vector, "_LOOK_S", 0.1)
     with ProcessVectorEnv([(troubled, {"trouble": "slow"})]) as vector:
-        assert vector.step(first_actions(vector))[0].info["goal"]
-
-
-def test_whatever_an_environment_prints_it_goes_on(troubled: str) -> None:
-    with ProcessVectorEnv([(troubled, {"trouble": "babble"})], timeout_s=20.0) as vector:
         assert vector.step(first_actions(vector))[0].info["goal"]
 
 
