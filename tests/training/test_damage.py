@@ -34,10 +34,11 @@ def test_a_bit_of_any_file_of_a_checkpoint_is_missed(quick_config: Any, algo: st
     newest = latest_checkpoint(Trainer(config).train().out)
     files = [path for path in newest.rglob("*") if path.is_file() and path.suffix != ".md"]
     assert len(files) > 8
+    advice = f"delete {newest} to go on from step-000000000060$"
     for path in files:
         for at in (0, path.stat().st_size // 2, path.stat().st_size - 2):
             before = _flip(path, at)
-            with pytest.raises(CheckpointError, match=f"{path}.*delete {newest} to go on"):
+            with pytest.raises(CheckpointError, match=f"{path}.*{advice}"):
                 Trainer.resume(config.out)
             path.write_bytes(before)
         path.unlink()
@@ -58,6 +59,14 @@ def test_a_bit_of_a_large_file_is_missed(tmp_path: Path, at: int):
     with pytest.raises(CheckpointError, match=r"large\.safetensors is damaged"):
         checkpoint.verify(folder)
     checkpoint.verify(folder, "policy/")
+
+
+def test_a_checkpoint_whose_folder_cannot_be_made_is_one_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "checkpoints").write_text("no folder")
+    with pytest.raises(CheckpointError, match="step-000000000007 cannot be written"):
+        with checkpoint.writing(tmp_path, 7):
+            pass
+    assert (tmp_path / "checkpoints").read_text() == "no folder"
 
 
 def test_a_damaged_policy_is_not_evaluated_and_one_beside_damage_is(quick_config: Any):
