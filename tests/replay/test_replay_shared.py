@@ -170,6 +170,29 @@ def test_a_forked_process_adds_by_the_object_that_it_inherits(name):
         assert buffer.stats()["episodes"] == 2 * KEYS
 
 
+def test_a_forked_process_draws_on_and_leaves_the_buffer_to_its_parent(name):
+    with make(name, prefetch=2) as buffer:
+        ids = texts(buffer)
+        for k in range(KEYS):
+            add(buffer, ids, k)
+        check(buffer.sample(50))  # its thread draws ahead now, and is not there in the child
+        child = os.fork()
+        if child == 0:
+            try:
+                drawn = [buffer.sample(50) for _ in range(3)]
+                for batch in drawn:
+                    check(batch)
+                keys = {batch.key.tobytes() for batch in drawn}
+                buffer.close()
+                os._exit(0 if len(keys) == 3 else 2)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        check(buffer.sample(50))
+        with ReplayBuffer.attach(name) as other:
+            assert len(other) == len(buffer) > 0
+
+
 def test_a_killed_producer_stops_nobody(name):
     """cpprb's and torchrl's shared buffers hang here in ten of twelve trials."""
     with make(name) as buffer:
