@@ -174,7 +174,7 @@ def _install() -> None:
         get_device_properties=lambda device=None: _PROPERTIES,
         get_device_name=lambda device=None: _PROPERTIES.name,
         is_bf16_supported=lambda including_emulation=True: True,
-        synchronize=lambda device=None: device.wait("torch.cuda.synchronize"),
+        synchronize=lambda *_: device.wait("torch.cuda.synchronize"),
         empty_cache=lambda: None,
         max_memory_reserved=lambda device=None: 2**20,
         max_memory_allocated=lambda device=None: 2**20,

@@ -235,6 +235,15 @@ def test_a_head_that_is_more_than_a_matrix_is_refused(make_model: Any):
     model.lm_head.forward = lambda x: own(x).tanh()
     with pytest.raises(UnsupportedModelError, match="a method of its own"):
         Policy(model, tokenizer)
+
+    class Doubled(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    model, tokenizer = make_model("llama")
+    model.lm_head = Doubled(32, len(tokenizer), bias=False).double()
+    with pytest.raises(UnsupportedModelError, match=r"more than a matrix \(Doubled"):
+        Policy(model, tokenizer)
     model, tokenizer = make_model("llama", torch.bfloat16)
     for _ in range(2):  # ours around the head is none of its own
         Policy(model, tokenizer)
