@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 pytest.importorskip("triton")
 pytestmark = [
     pytest.mark.skipif(torch.version.cuda is not None, reason="torch has a CUDA of its own"),
+    pytest.mark.timeout(1500),  # a hundred seconds, on a machine that does nothing else
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
 ]
 
@@ -42,6 +43,7 @@ def test_on_an_emulated_gpu(name: str, library: Path):
     environment = {
         **os.environ,
         "EMULATED_GPU": str(library),
+        "OMP_NUM_THREADS": "1",  # of operations this small, more threads take longer
         "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
     }
     for inherited in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
