@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from sacglam import Trainer
+from sacglam import Policy, Trainer
 from sacglam.models import policy as policy_module
 from sacglam.models.graphs import ActingGraphs
 from sacglam.training import learner as learner_module
@@ -18,6 +19,7 @@ from sacglam.training.ppo_graphs import PpoGraphs, ppo_graphs
 from sacglam.training.ppo_objective import PpoObjective
 from sacglam.training.sac_graphs import SacGraphs, sac_graphs
 from sacglam.training.sac_objective import SacObjective
+from sacglam.training.subgoals import Subgoals
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -231,6 +233,50 @@ def test_graphs_that_leave_no_room_are_dropped(
     assert made[0].recording.forgot
     assert len(made[0]) > 0  # others are recorded
     assert_same_run(plain, graphed, ("critic_loss", "actor_loss", "grad_norm", "entropy"))
+
+
+@pytest.mark.parametrize("who", ["acting", "subgoals"])
+def test_other_passes_have_the_room_of_updates(
+    who: str, quick_config: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Graphs of updates stay between them, when evaluations and subgoals need the memory."""
+    made: list[SacGraphs] = []
+
+    def by_graphs(objective: Any, present: SacGraphs | None) -> SacGraphs:
+        if present is None:
+            made.append(SacGraphs(objective, Recording(objective.policy.model)))
+        return made[-1]
+
+    monkeypatch.setattr(learner_module, "sac_graphs", by_graphs)
+    trainer = Trainer(quick_config("run", **{"total_steps": 200, "eval.episodes": 1}))
+    trainer.train()
+    graphs, policy = made[0], trainer.policy
+    forest = policy.pack_texts(["Goal"], [["grasp", "go to"]], device="cpu")
+    subgoals = Subgoals(policy, 1.0, torch.Generator())
+    episodes = trainer.algorithm.collector.episodes
+    calls = {"acting": lambda: policy.acting_scores(forest).log_pi}
+    calls["subgoals"] = lambda: subgoals._values(episodes)
+    want = calls[who]()
+    assert policy.has_graphs
+    forward = Policy.forward
+
+    def full(self: Policy, *args: Any, **kwargs: Any) -> Any:
+        if len(graphs):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "forward", full)
+    with pytest.warns(RuntimeWarning, match="the GPU's memory did not suffice"):
+        torch.testing.assert_close(calls[who](), want)
+    assert not policy.has_graphs
+    trainer.algorithm.learner.update()  # goes on
+    monkeypatch.setattr(Policy, "forward", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):  # of nothing that could be dropped
+        copy.deepcopy(policy).acting_scores(forest)
+
+
+def out_of_memory(self: Policy, *args: Any, **kwargs: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_the_cpu_knows_no_graphs(quick_config: Any):

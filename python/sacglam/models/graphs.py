@@ -53,22 +53,27 @@ class Releasable(Protocol):
     def release(self) -> None:
         """Forget all graphs, and keep no memory for others."""
 
+    def __len__(self) -> int:
+        """Graphs recorded."""
+
 
 Result = TypeVar("Result")
-Kept = TypeVar("Kept", bound=Releasable)
+Kept = TypeVar("Kept")
 
 
-def with_room(compute: Callable[[Kept | None], Result], graphs: Kept | None) -> Result:
+def with_room(
+    compute: Callable[[Kept | None], Result], graphs: Kept | None, policy: Policy
+) -> Result:
     """`compute(graphs)`; where the device's memory does not suffice for it, be it for a recording
-    or for a plain pass beside the graphs, these are dropped and it is `compute(None)`, which must
-    begin anew."""
+    or for a plain pass beside graphs, all graphs of the policy are dropped, whoever keeps them, and
+    it is `compute(None)`, which must begin anew."""
     try:
         return compute(graphs)
     except torch.OutOfMemoryError:
-        if graphs is None:
+        if graphs is None and not policy.has_graphs:
             raise
     # Not while the error is handled: it keeps the tensors of the call that failed.
-    graphs.release()
+    policy.release_graphs()
     gc.collect()  # a model that is gone, too: its layers refer to themselves (fused.override)
     torch.cuda.empty_cache()
     warnings.warn(

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from .critics import first_states, prompts_with_actions, reencoded_values
 from .device import on_device
 from .forest import Forest, forest_from_packed
 from .given import refuse_changed_base
-from .graphs import ActingGraphs, acting_graphs, with_room
+from .graphs import ActingGraphs, Releasable, acting_graphs, with_room
 from .heads import QHeads
 from .loading import ONE_AT_A_TIME
 from .options import PolicyOptions
@@ -90,6 +91,7 @@ class Policy:
         self._opening = len(self.codec.opening())
         self._graphs: ActingGraphs | None = None
         self._value_graphs: ActingGraphs | None = None
+        self._others: WeakSet[Releasable] = WeakSet()
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if self.options.critic_trunk == "adapter" and "critic" not in getattr(
             model, "peft_config", {}
@@ -125,11 +127,23 @@ class Policy:
         named.update({f"heads.{n}": p for n, p in self.heads.named_parameters()})
         return named
 
+    def keep_with(self, graphs: Releasable) -> None:
+        """Note who else keeps CUDA graphs of its passes, to release them with its own."""
+        self._others.add(graphs)
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether CUDA graphs of its passes take memory."""
+        return any(map(len, self._kept()))
+
     def release_graphs(self) -> None:
-        """Forget the CUDA graphs that it acts by, and give their memory back."""
-        for graphs in (self._graphs, self._value_graphs):
-            if graphs is not None:
-                graphs.release()
+        """Forget all CUDA graphs of its passes, and give their memory back."""
+        for graphs in self._kept():
+            graphs.release()
+
+    def _kept(self) -> list[Releasable]:
+        own = (self._graphs, self._value_graphs)
+        return [graphs for graphs in (*own, *self._others) if graphs is not None]
 
     # --- packed interface ---------------------------------------------------------------------
 
@@ -417,7 +431,7 @@ class Policy:
                     scores = self.forward(forest.to(self.device), with_q=with_value).cpu()
                 return scores
 
-            return with_room(computed, graphs)
+            return with_room(computed, graphs, self)
 
     def pack_texts(
         self,

@@ -106,8 +106,7 @@ class GradientGraphs:
         )  # fmt: skip
 
     def release(self) -> None:
-        """Forget all graphs, those of acting too, and keep no memory for others."""
-        self._policy.release_graphs()
+        """Forget all graphs, and keep no memory for others."""
         for graphs in self._graphs.values():
             graphs.release()
         self._gradient = []

@@ -67,7 +67,7 @@ class Learner:
         batch = self.buffer.sample(config.optim.batch_size, beta=beta)
         alpha = self.alpha
         self._graphs = sac_graphs(self.objective, self._graphs)
-        report = with_room(partial(self._computed, batch, alpha), self._graphs)
+        report = with_room(partial(self._computed, batch, alpha), self._graphs, self.policy)
         report = report.cpu()  # the only synchronisation
         count, rows = len(STATISTICS), config.optim.batch_size
         metrics = dict(zip(STATISTICS, report[:count].tolist(), strict=True))

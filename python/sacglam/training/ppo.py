@@ -101,7 +101,7 @@ class PpoAlgorithm:
 
     def _update(self, parts: list[Minibatch], progress: float) -> dict[str, float]:
         """One gradient update."""
-        report = with_room(partial(self._computed, parts), self._graphs)
+        report = with_room(partial(self._computed, parts), self._graphs, self.policy)
         values = report.tolist()  # the only synchronisation
         metrics = dict(zip(STATISTICS, values, strict=True))
         check_finite(metrics, self.updates)

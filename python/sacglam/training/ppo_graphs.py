@@ -24,6 +24,7 @@ class PpoGraphs:
         self._gradients = GradientGraphs(
             objective.policy, objective.optimiser, capture, leaves=False
         )
+        objective.policy.keep_with(self)
 
     def gradient(self, forest: Forest, rows: Rows, share: float = 1.0) -> Tensor | None:
         """As `PpoObjective.gradient`, for what is on the CPU; None where no graph serves."""

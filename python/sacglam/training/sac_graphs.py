@@ -35,6 +35,7 @@ class SacGraphs:
         self._bootstrap = self._gradients.graphs(
             self._bootstrapped, 1 + self._most_rows, Padding(leaves)
         )
+        objective.policy.keep_with(self)
 
     def bootstrap(self, forest: Forest, rows: npt.NDArray[np.int64], alpha: float) -> bool:
         """As `SacObjective.bootstrap`, for a forest on the CPU; False where no graph serves."""

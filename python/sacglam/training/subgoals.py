@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..models.forest import Forest
+from ..models.graphs import with_room
 from ..models.policy import Policy
 from .episode import Episode, pack_episodes
 
@@ -74,11 +77,14 @@ class Subgoals:
         values = []
         for start in range(0, len(episodes), ROWS):
             forest = pack_episodes(self._policy, episodes[start : start + ROWS], leaves=True)
-            with torch.no_grad():
-                scores = self._policy.forward(forest)
-            assert scores.q is not None
-            values.append((scores.pi * scores.q.min(0).values).sum(-1).float().cpu())
+            values.append(with_room(partial(self._value, forest), None, self._policy))
         return torch.cat(values)
+
+    def _value(self, forest: Forest, _: None) -> Tensor:
+        with torch.no_grad():
+            scores = self._policy.forward(forest)
+        assert scores.q is not None
+        return (scores.pi * scores.q.min(0).values).sum(-1).float().cpu()
 
 
 def preference(value: Tensor) -> Tensor:
