@@ -147,6 +147,27 @@ def test_hooks_and_parts_of_ones_own(make_model: Any):
     assert_scores_are_its_own(model, tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("flan-t5", "encoder.block.0.layer.0.layer_norm"),
+        ("flan-t5", "encoder.block.0.layer.1.DenseReluDense"),
+        ("flan-t5", "encoder.block.0.layer.0.SelfAttention.q"),
+        ("flan-t5", "decoder.final_layer_norm"),
+        ("llama", "model.layers.0.mlp"),
+        ("llama", "model.norm"),
+    ],
+)
+def test_forward_methods_of_ones_own(make_model: Any, kind: str, path: str):
+    model, tokenizer = make_model(kind)
+    module = model.get_submodule(path)
+    own = module.forward
+    module.forward = lambda x: 0.5 * own(x).tanh()
+    assert_scores_are_its_own(model, tokenizer)
+    model.set_attn_implementation("sdpa")  # and by a second policy
+    assert_scores_are_its_own(model, tokenizer)
+
+
 def test_the_reference_runs_the_models_own_layers_after_a_fast_policy(make_model: Any):
     model, tokenizer = make_model("qwen2")
     before = [m.forward.__func__ for m in model.modules()]

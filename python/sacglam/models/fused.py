@@ -27,7 +27,7 @@ from ..kernels import (
     triton_serves,
 )
 from ..kernels.gated_activation import Activation
-from .projections import compute, project, projection_of
+from .projections import compute, forward_was_replaced, project, projection_of
 
 # Types whose layers are: norm, attention with rotary embedding, norm, gated feed-forward.
 LLAMA_LIKE = ("llama", "qwen2", "qwen3", "mistral", "gemma", "smollm3")
@@ -52,6 +52,8 @@ def fuse(model: Any) -> None:
                 layer.sacglam_last = layer is layers[-1]
     elif model.config.model_type == "t5":
         for module in model.modules():
+            if forward_was_replaced(module):
+                continue
             if type(module).__name__ == "T5LayerNorm":
                 override(module, _t5_norm)
             elif type(module).__name__ == "T5DenseGatedActDense" and _activation(module.act):
@@ -63,10 +65,11 @@ def fuse(model: Any) -> None:
 def unfuse(model: Any) -> None:
     """Give modules their own forward methods back."""
     for module in model.modules():
+        replaced = forward_was_replaced(module)
         own = module.__dict__.pop("sacglam_original", None)
         if own is not None:
             del module.forward
-            if getattr(own, "__func__", None) is not type(module).forward:  # another's override
+            if replaced:
                 module.forward = own
 
 
@@ -77,7 +80,7 @@ def _is_stock(*parts: Any) -> bool:
         type(part).__module__.startswith("transformers.")
         and not part._forward_hooks
         and not part._forward_pre_hooks
-        and ("forward" not in vars(part) or "sacglam_original" in vars(part))
+        and not forward_was_replaced(part)
         for part in parts
     )
 
