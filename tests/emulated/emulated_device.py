@@ -35,7 +35,7 @@ class OnGpu(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return device.dispatch(func, args, kwargs or {})
+        return gpu.dispatch(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         if id(self) not in memo:
@@ -68,15 +68,12 @@ class Graph:
         return self._pool
 
     def replay(self) -> None:
-        assert device.recording is None
-        for other in device.graphs:
+        assert gpu.recording is None
+        for other in gpu.graphs:
             if other._pool is self._pool:
                 spoil(other.written)
         for step in self.steps:
             step()
-
-    def reset(self) -> None:
-        self.steps, self.written = [], []
 
 
 def spoil(tensors: list[torch.Tensor]) -> None:
@@ -243,16 +240,9 @@ class Device:
 
     def _wrapped(self, func: Any, args: Any, kwargs: Any, found: Any, to: torch.device) -> Any:
         returns = func._schema.returns
-        if func._schema.is_mutable and returns:
-            written = [r.alias_info is not None and r.alias_info.is_write for r in returns]
-            if all(written):
-                named = _named(func, args, kwargs)
-                given = [
-                    named[a.name]
-                    for a in func._schema.arguments
-                    if a.alias_info is not None and a.alias_info.is_write and a.name in named
-                ]
-                return given[0] if len(returns) == 1 else tuple(given[: len(returns)])
+        if returns and all(_is_written(r) for r in returns):
+            given = _mutated(func, args, kwargs)
+            return given[0] if len(returns) == 1 else tuple(given[: len(returns)])
         if to.type != "cuda":
             return found
         return tree_map(lambda x: OnGpu(x, to) if isinstance(x, torch.Tensor) else x, found)
@@ -262,19 +252,16 @@ def inner_of(x: Any) -> Any:
     return x.inner if isinstance(x, OnGpu) else x
 
 
-def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    names = [a.name for a in func._schema.arguments]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+def _is_written(described: Any) -> bool:
+    """Of an argument or a result in an operation's schema."""
+    return described.alias_info is not None and described.alias_info.is_write
 
 
 def _mutated(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    named = _named(func, args, kwargs)
-    found = [
-        named.get(a.name)
-        for a in func._schema.arguments
-        if a.alias_info is not None and a.alias_info.is_write
-    ]
-    return _tensors(found)
+    """The arguments that the operation writes to, in the order of its schema."""
+    arguments = func._schema.arguments
+    named = {**dict(zip((a.name for a in arguments), args, strict=False)), **kwargs}
+    return _tensors([named.get(a.name) for a in arguments if _is_written(a)])
 
 
-device = Device()
+gpu = Device()

@@ -1,7 +1,7 @@
 """An emulated GPU for the tests: tensors that say they lie on CUDA devices and compute on the CPU.
 
-Import it before torch. Then `torch.device("cuda")` works on a machine without one, by these rules
-of a real one:
+A plugin of pytest, loaded before torch (test_emulated_gpu.py). Within a test `torch.device("cuda")`
+works on a machine without one, by these rules of a real one:
 
 - Operations on tensors of different devices raise; so does reading a GPU's tensor as if it lay in
   the CPU's memory (`numpy()`, native extensions).
@@ -45,33 +45,27 @@ def _load() -> ctypes.CDLL:
 os.environ["TRITON_INTERPRET"] = "1"
 _library = _load()
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
-from emulated_device import Device, Graph, OnGpu, device, inner_of, spoil  # noqa: E402
+from emulated_device import Device, Graph, OnGpu, gpu, inner_of, spoil  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-device.exchange = _library.emulated_exchange
+gpu.exchange = _library.emulated_exchange
 
 
 class _Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return device.dispatch(func, args, kwargs or {})
+        return gpu.dispatch(func, args, kwargs or {})
 
 
 # ---------------------------------------------------------------- torch.cuda's own functions
 
 
-def current_device() -> int:
-    """The current emulated device."""
-    return int(_library.emulated_exchange(-1))
-
-
 def _index(device: Any) -> int:
     if isinstance(device, int):
         return device
-    if device is None:
-        return current_device()
-    index = torch.device(device).index
-    return current_device() if index is None else index
+    index = None if device is None else torch.device(device).index
+    return gpu.current() if index is None else index
 
 
 class _Stream:
@@ -79,39 +73,34 @@ class _Stream:
         self.device = torch.device("cuda", _index(device))
 
     def wait_stream(self, stream: Any) -> None: ...
-    def wait_event(self, event: Any) -> None: ...
-    def synchronize(self) -> None: ...
 
 
 class _Event:
     def __init__(self, *_: Any, **__: Any) -> None: ...
     def record(self, stream: Any = None) -> None: ...
     def synchronize(self) -> None: ...
-    def query(self) -> bool:
-        return True
-
     def elapsed_time(self, other: Any) -> float:
         return 1.0
 
 
 @contextmanager
 def _capture(graph: Graph, pool: Any = None, stream: Any = None, **_: Any) -> Iterator[None]:
-    assert device.recording is None
+    assert gpu.recording is None
     graph._pool = graph if pool is None else pool
-    device.recording = graph
+    gpu.recording = graph
     try:
         yield
     finally:
-        device.recording = None
+        gpu.recording = None
         for memory, before in graph.before.values():
             memory.copy_(before)
         graph.before.clear()
         spoil(graph.written)
-        device.graphs.append(graph)
+        gpu.graphs.append(graph)
 
 
 def _set_sync_debug_mode(mode: Any) -> None:
-    device.refuse_waits = mode in ("error", 2)
+    gpu.refuse_waits = mode in ("error", 2)
 
 
 def _data_of(x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +128,7 @@ def _untyped_storage(x: torch.Tensor) -> torch.UntypedStorage:
 
 def _to_list(x: torch.Tensor) -> Any:
     if isinstance(x, OnGpu):
-        device.wait("tolist")
+        gpu.wait("tolist")
     return _plain_list(inner_of(x))
 
 
@@ -166,15 +155,15 @@ def _install() -> None:
         is_available=lambda: True,
         is_initialized=lambda: True,
         device_count=lambda: int(_library.emulated_count()),
-        current_device=current_device,
-        set_device=lambda device: _library.emulated_exchange(_index(device)),
-        _exchange_device=lambda device: int(_library.emulated_exchange(device)),
-        _maybe_exchange_device=lambda device: int(_library.emulated_exchange(device)),
+        current_device=gpu.current,
+        set_device=lambda device: gpu.exchange(_index(device)),
+        _exchange_device=gpu.exchange,
+        _maybe_exchange_device=gpu.exchange,
         get_device_capability=lambda device=None: (9, 0),
         get_device_properties=lambda device=None: _PROPERTIES,
         get_device_name=lambda device=None: _PROPERTIES.name,
         is_bf16_supported=lambda including_emulation=True: True,
-        synchronize=lambda *_: device.wait("torch.cuda.synchronize"),
+        synchronize=lambda *_: gpu.wait("torch.cuda.synchronize"),
         empty_cache=lambda: None,
         max_memory_reserved=lambda device=None: 2**20,
         max_memory_allocated=lambda device=None: 2**20,
@@ -188,11 +177,11 @@ def _install() -> None:
         stream=lambda stream: nullcontext(),
         CUDAGraph=Graph,
         graph=_capture,
-        get_sync_debug_mode=lambda: 2 if device.refuse_waits else 0,
+        get_sync_debug_mode=lambda: 2 if gpu.refuse_waits else 0,
         set_sync_debug_mode=_set_sync_debug_mode,
         manual_seed=lambda seed: None,
         manual_seed_all=lambda seed: None,
-        is_current_stream_capturing=lambda: device.recording is not None,
+        is_current_stream_capturing=lambda: gpu.recording is not None,
     )
     for name, value in replaced.items():
         setattr(torch.cuda, name, value)
@@ -206,7 +195,7 @@ def _install() -> None:
             with _unwatched():
                 run(self, *args, **kwargs)
 
-        device.launch(inner, args, kwargs)
+        gpu.launch(inner, args, kwargs)
 
     interpreter.GridExecutor.__call__ = launch
 
@@ -221,16 +210,17 @@ def _unwatched() -> Iterator[None]:
 _install()
 
 
-@contextmanager
-def emulated_gpu() -> Iterator[Device]:
-    """In here there are two GPUs."""
-    device.graphs.clear()
-    device.waits.clear()
-    device.launches = 0
+@pytest.fixture(autouse=True)
+def device() -> Iterator[Device]:
+    """Two GPUs, of which the first is the current one."""
+    gpu.graphs.clear()
+    gpu.waits.clear()
+    gpu.launches = 0
+    gpu.exchange(0)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor makes them there, then moves them
     try:
         # One thread runs backward passes, too: others have no queue for a device that is none.
         with _Mode(), torch.autograd.set_multithreading_enabled(False):
-            yield device
+            yield gpu
     finally:
         torch._C._set_only_lift_cpu_tensors(False)

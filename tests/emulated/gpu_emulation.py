@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import emulation
 import pytest
 import torch
-
-
-@pytest.fixture(autouse=True)
-def device() -> Iterator[Any]:
-    with emulation.emulated_gpu() as device:
-        yield device
 
 
 def test_devices_must_not_meet():

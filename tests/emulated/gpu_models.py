@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import emulation
 import pytest
 import torch
 from quick_kernels import quick_kernels
@@ -29,12 +27,6 @@ BATCHES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def device() -> Iterator[Any]:
-    with emulation.emulated_gpu() as device:
-        yield device
-
-
 def on_both(make_model: Any, architecture: str, where: str, **options: Any) -> list[Policy]:
     model, tokenizer = make_model(architecture, torch.float32)
     made = []
@@ -52,7 +44,7 @@ def same_scores(found: Any, want: Any) -> None:
 
 def same_gradients(cpu: Policy, gpu: Policy) -> None:
     for policy in (cpu, gpu):
-        with torch.cuda.device(policy.device.index or 0):
+        with torch.cuda.device(policy.device.index or 0):  # as autograd's own threads do
             scores = policy.forward(policy.pack_texts(*BATCHES[0], leaves=True))
             ((scores.log_prob + scores.q.min(0).values) * scores.mask).sum().backward()
     found = gpu.trainable_parameters()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import emulation
 import pytest
 import torch
 from quick_kernels import quick_kernels
@@ -47,11 +46,9 @@ NAMES = ("critic_loss", "actor_loss", "grad_norm", "entropy", "td_error", "alpha
 
 
 @pytest.fixture(autouse=True)
-def device() -> Iterator[Any]:
-    with emulation.emulated_gpu() as device, quick_kernels():
-        yield device
-        assert torch.cuda.current_device() in (0, 1)
-        torch.cuda.set_device(0)
+def quickly(device: Any) -> Iterator[None]:
+    with quick_kernels():
+        yield
 
 
 @pytest.fixture

@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+# Their stand-ins in torch wait for nothing.
+STOOD_IN_FOR = (
+    "candidate_softmax", "gated_activation", "gated_linear", "rms_norm", "rotary_embedding",
+)  # fmt: skip
+
 
 @contextmanager
 def quick_kernels() -> Iterator[None]:
@@ -51,11 +56,9 @@ def quick_kernels() -> Iterator[None]:
         out[:, : last - first] = -row_grad[:, None] * (logits - lse[:, None]).exp()
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("rms_norm", "rotary_embedding", "candidate_softmax"):
+        for name in STOOD_IN_FOR:
             patch.setattr(importlib.import_module(f"sacglam.kernels.{name}"), "use_triton", _never)
-        for name in ("gated_activation", "gated_linear"):
-            patch.setattr(importlib.import_module(f"sacglam.kernels.{name}"), "use_triton", _never)
-        # The stand-ins of these in torch read on the host what they go by.
+        # Those of these read on the host what they go by.
         patch.setattr(triton_head, "logsumexp_forward", logsumexp)
         patch.setattr(triton_head, "edge_forward", edges)
         patch.setattr(triton_head, "launch_probabilities", probabilities)
