@@ -23,7 +23,12 @@ def triton_serves(dtype: torch.dtype, device: torch.device) -> bool:
     attention and the head do not compile, nor for a GPU before compute capability 8.0, where
     tensor cores stay unused and tiles of 16 bits spill thousands of registers."""
     served = triton_available() and dtype in (torch.bfloat16, torch.float16, torch.float32)
-    return served and (device.type != "cuda" or _capability(device) >= (8, 0))
+    return served and not before_ampere(device)
+
+
+def before_ampere(device: torch.device) -> bool:
+    """Whether it is a GPU before compute capability 8.0."""
+    return device.type == "cuda" and _capability(device) < (8, 0)
 
 
 @cache

@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 
 from .attention_plan import AttentionPlan
+from .backend import before_ampere
 
 _MAX_HEAD_DIM = 256
 
@@ -39,6 +40,8 @@ def refusal(q: torch.Tensor, plan: AttentionPlan, bias: torch.Tensor | None) -> 
         return "it must be told the longest segments: plan_segments(..., longest=)"
     if q.dtype not in (torch.bfloat16, torch.float16):
         return f"it takes 16-bit tensors, got {q.dtype}"
+    if before_ampere(q.device):
+        return "it needs a GPU of compute capability 8.0 or more"
     if q.shape[-1] > _MAX_HEAD_DIM or q.shape[-1] % 8:
         return f"it takes up to {_MAX_HEAD_DIM} columns a head, a multiple of 8; got {q.shape[-1]}"
     return None

@@ -48,6 +48,8 @@ def test_a_gpu_takes_triton_where_it_is_installed_and_has_tensor_cores_for_it(
     dtype: Any, gpu: str, monkeypatch: pytest.MonkeyPatch
 ):
     tensor = tensor_on_gpu(dtype)
+    assert backend.before_ampere(tensor.device) is (gpu == "T4")
+    assert not backend.before_ampere(torch.device("cpu"))
     assert backend.use_triton("auto", tensor) is (gpu != "T4")
     monkeypatch.setattr(backend, "triton_available", lambda: False)
     assert not backend.use_triton("auto", tensor)

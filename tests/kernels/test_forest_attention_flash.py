@@ -97,6 +97,15 @@ def test_what_it_cannot_do_is_refused_by_name(called: Any, change: dict[str, Any
     assert not called
 
 
+def test_a_gpu_that_it_does_not_know_is_left_to_torch(called: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(flash, "before_ampere", lambda device: True)
+    leaves, plan = _tensors(), _plan(longest=(7, 9))
+    assert "compute capability 8.0" in str(flash.refusal(leaves[0], plan, None))
+    with pytest.raises(ValueError, match="backend='flash': it needs a GPU of compute capability 8"):
+        attention(*leaves, plan, backend="flash")
+    assert not called
+
+
 def test_left_alone_on_the_cpu(called: Any):
     attention(*_tensors(), _plan(longest=(7, 9)))
     assert not called

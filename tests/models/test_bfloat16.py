@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import types
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from sacglam.errors import UnsupportedModelError
 from sacglam.kernels import cpu, linear_logprob, linear_logprob_reference
 from sacglam.models import bfloat16
 from sacglam.models.policy import Policy, PolicyOptions
@@ -187,6 +189,26 @@ def test_weights_that_move_are_not_widened(without_instructions: None):
     assert layer(x.bfloat16()).dtype is torch.float32
     layer.double()
     assert layer(x.double()).dtype is torch.float64
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("llama", "Linear"), ("gpt2", "Conv1D"), ("gpt2", "LayerNorm"), ("t5", "Embedding"),
+     ("t5", "Linear")],
+)  # fmt: skip
+def test_a_layer_with_a_method_of_its_own_is_refused_by_name(
+    make_model: Any, architecture: str, kind: str
+):
+    """Before, it was left out in silence."""
+    model, tokenizer = make_model(architecture, torch.bfloat16)
+    modules = ((n, m) for n, m in model.named_modules() if type(m).__name__ == kind)
+    name, module = next(modules)
+    module.forward = types.MethodType(lambda self, x: type(self).forward(self, x) * 2, module)
+    with pytest.raises(UnsupportedModelError, match=rf"^{name} \({kind}\) has a forward method"):
+        Policy(model, tokenizer)
+    del module.forward
+    Policy(model, tokenizer)
+    Policy(model, tokenizer)  # our own methods are none of these
 
 
 # Elsewhere the system tells of instructions in another way, or has other names for them.

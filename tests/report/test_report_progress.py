@@ -34,7 +34,7 @@ def plain(text: str) -> str:
 
 def test_one_line_per_interval_when_piped(metrics_row: Row) -> None:
     stream = io.StringIO()
-    with ProgressDisplay(12000, stream=stream) as display:
+    with ProgressDisplay(12000, before_s=125.0, stream=stream) as display:
         assert not display.interactive
         display.message("run folder runs/demo")
         display.update(metrics_row(6000))
@@ -73,8 +73,8 @@ def test_many_families_do_not_flood_the_line() -> None:
 
 def test_time_left_follows_the_rate_of_a_resumed_run() -> None:
     stream = io.StringIO()
-    with ProgressDisplay(20000, stream=stream) as display:
-        display.update({"env_steps": 15000, "wall_s": 7200.0, "env_steps_per_s": 10.0})
+    with ProgressDisplay(20000, before_s=7200.0, stream=stream) as display:
+        display.update({"env_steps": 15000, "wall_s": 7201.0, "env_steps_per_s": 10.0})
     # 5000 steps at 10 a second, whatever was slow before.
     assert "[2:00:00] 15000/20000 steps (75 %, 8:20 left)" in stream.getvalue()
 
@@ -115,7 +115,7 @@ def test_a_slow_run_says_every_minute_how_far_it_is(monkeypatch: pytest.MonkeyPa
         "[2:03] 32/1000 steps (3 %, 20:10 left) | 6 updates",
         "[3:03] 80/1000 steps (8 %, 19:10 left) | 18 updates",
         "[4:03] 128/1000 steps (12 %, 18:10 left) | 30 updates",
-        "[3:20] 160/1000 steps (16 %, 17:30 left) | success - | 0.8 steps/s, - updates/s "
+        "[4:53] 160/1000 steps (16 %, 17:30 left) | success - | 0.8 steps/s, - updates/s "
         "| critic - | entropy -",
     ]
 

@@ -16,12 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UnsupportedModelError
 from ..kernels import cpu
 from .fused import override
+from .projections import forward_was_replaced
 
 
 def keep_rows_float32(model: nn.Module) -> None:
-    """Have the layers of a model with weights in bfloat16 take and give float32 on the CPU."""
+    """Have the layers of a model with weights in bfloat16 take and give float32 on the CPU.
+
+    Raises:
+        UnsupportedModelError: such a layer has a forward method of its own, for rows in bfloat16.
+    """
     from transformers.pytorch_utils import Conv1D
 
     layers: dict[type, Callable[[Any, Tensor], Tensor]] = {
@@ -29,7 +35,7 @@ def keep_rows_float32(model: nn.Module) -> None:
         Conv1D: _transposed,
         nn.LayerNorm: _layer_norm,
     }
-    for module in model.modules():
+    for name, module in model.named_modules():
         compute = layers.get(type(module))
         plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
         if isinstance(module, nn.Embedding) and plain:  # unlike OPT's of positions
@@ -37,8 +43,15 @@ def keep_rows_float32(model: nn.Module) -> None:
         elif type(module).__name__ == "T5DenseActDense":
             compute = _t5_feed_forward
         weight = next(module.parameters(), None)
-        if compute is not None and weight is not None and _is_narrow(weight):
-            override(module, _unless_moved(compute))
+        if compute is None or weight is None or not _is_narrow(weight):
+            continue
+        if forward_was_replaced(module):
+            raise UnsupportedModelError(
+                f"{name} ({type(module).__name__}) has a forward method of its own, which would "
+                "get rows in float32 beside weights in bfloat16: load the model in float32, or "
+                "leave the class's method in place"
+            )
+        override(module, _unless_moved(compute))
 
 
 def _unless_moved(compute: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:

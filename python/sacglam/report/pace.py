@@ -12,7 +12,8 @@ class Pace:
     """Seconds an environment step takes, updates included.
 
     Rows of metrics tell it without the evaluations between them, and are averaged. Until the first
-    one that began with updates it is counted from the first update on: steps before took no time.
+    one that began with updates it is counted from the first update on: steps before took no time,
+    and tell nothing.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,8 @@ class Pace:
         """The estimate, None before there is one."""
         if self._learns and self._of_rows is not None:
             return self._of_rows
-        return self._counted if self._began else self._of_rows
+        acts_only = self._row[1] == 0
+        return self._counted if self._began or acts_only else self._of_rows
 
     def row(self, metrics: Mapping[str, Any], now: float) -> None:
         """A line of metrics.jsonl came at `now` [s]; any key may be missing."""

@@ -25,19 +25,26 @@ class ProgressDisplay(Display):
 
     Args:
         total_steps: environment steps at which training ends.
+        before_s: seconds of training before, of a resumed run.
         stream, interactive: as for `Display`.
     """
 
     def __init__(
-        self, total_steps: int, *, stream: TextIO | None = None, interactive: bool | None = None
+        self,
+        total_steps: int,
+        *,
+        before_s: float = 0.0,
+        stream: TextIO | None = None,
+        interactive: bool | None = None,
     ) -> None:
         super().__init__(stream=stream, interactive=interactive)
         self.total_steps = total_steps
+        self._before_s = before_s
         self._pace = Pace()
         self._metrics: Mapping[str, Any] = {}
         self._history: dict[str, tuple[float | None, ...]] = {}
         self._last_eval: tuple[float | None, Mapping[str, Any]] | None = None
-        self._logged = self._stepped = time.monotonic()
+        self._stepped = time.monotonic()
         self._position: tuple[float | None, float | None] = (None, None)  # steps and updates
         self._evaluation: Evaluation | None = None  # under way
 
@@ -57,7 +64,7 @@ class ProgressDisplay(Display):
     def _update(self, metrics: dict[str, Any]) -> None:
         now = time.monotonic()
         self._pace.row(metrics, now)
-        self._logged = self._stepped = now
+        self._stepped = now
         self._position = (number(metrics.get("env_steps")), number(metrics.get("updates")))
         self._evaluation = None  # one that was left has no end of its own
         success = rates(metrics.get("success"))
@@ -95,11 +102,8 @@ class ProgressDisplay(Display):
         return max(0.0, (self.total_steps - steps) * pace - since)
 
     def _elapsed(self) -> float:
-        """Seconds of training: of the whole run where the metrics know it (a resumed run)."""
-        wall = number(self._metrics.get("wall_s"))
-        if wall is None:
-            return time.monotonic() - self._started
-        return wall + (time.monotonic() - self._logged)
+        """Seconds, evaluations too; of a resumed run what it trained before counts."""
+        return self._before_s + time.monotonic() - self._started
 
     def _fraction(self) -> float:
         steps = self._position[0] or 0.0

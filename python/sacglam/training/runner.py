@@ -72,7 +72,7 @@ def train_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> TrainR
     """Train with a progress display; draws curve.png at the end."""
     show: list[Callback] = []
     trainer = make(show)
-    display = ProgressDisplay(trainer.config.total_steps)
+    display = ProgressDisplay(trainer.config.total_steps, before_s=trainer.clock.wall_s)
     trainer.callbacks.append(_Show(display))
     with display, closing(trainer):
         result = trainer.train()
