@@ -233,3 +233,16 @@ def test_a_terminal_of_another_encoding_shows_what_it_can(run: Path, tmp_path: P
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert r"Cr\xe8me br\xfbl\xe9e" in ended.stdout
+
+
+def test_a_figure_without_letters_says_so_in_one_line(run: Path, tmp_path: Path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    text = (copied / "metrics.jsonl").read_text()
+    # Of the private use area: no font has it.
+    (copied / "metrics.jsonl").write_text(text.replace("Grasp", "Grasp \U0010fffd"))
+    command = [sys.executable, "-m", "sacglam", "plot", str(copied)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(copied / "curve.png")]
+    [line] = done.stderr.splitlines()
+    assert line.startswith("sacglam: warning: no installed font has")

@@ -7,8 +7,10 @@ import io
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..errors import SacglamError
@@ -113,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors of sacglam end with one line and status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal cannot show
+    warnings.showwarning = _show_warning
     try:
         parser = build_parser()
         arguments, unknown = parser.parse_known_args(argv)
@@ -134,6 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone
             return 141
         return _said(error, str(error))  # a full disk, a folder that is read-only
+
+
+def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning | RuntimeWarning):
+        print(f"sacglam: warning: {message}", file=sys.stderr)
 
 
 def _unrecognised(arguments: Sequence[str], command: str) -> str:

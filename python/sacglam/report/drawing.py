@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .fonts import give_fonts
+from .text import columns_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # tell the lines apart in print without colour
 _SALT = 5152833  # tried out: with it Playground's families, and BabyAI's, do not share colours
-_POINTS, _HANDLE = 4.4, 38  # of a legend, estimated: a character; a line's handle and the spacing
+_POINTS, _HANDLE = 4.4, 38  # of a legend, estimated: a letter; a line's handle and the spacing
 GREY = "0.45"
 WIDTH_IN = 5.5  # the text width of a one-column paper
 STYLE: Any = {
@@ -110,7 +114,11 @@ def _steps_label(value: float) -> str:
 def fitting(text: str, points: float = WIDTH_IN * 72) -> str:
     """What of a text fits into a width, by default the figure's."""
     most = int(points / _POINTS)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    if columns_of(text) <= most:
+        return text
+    while columns_of(text) > most - 3:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def add_legend(figure: Figure, lines: list[Line2D], kinds: list[Line2D]) -> None:
@@ -129,7 +137,7 @@ def add_legend(figure: Figure, lines: list[Line2D], kinds: list[Line2D]) -> None
         ]
         rows = [row + [blank] * (columns - len(row)) for row in rows]
         by_column = [[row[c] for row in rows] for c in range(columns)]
-        longest = [max(len(str(h.get_label())) for h in column) for column in by_column]
+        longest = [max(columns_of(str(h.get_label())) for h in column) for column in by_column]
         if sum(_POINTS * n + _HANDLE for n in longest) / 72 <= WIDTH_IN:
             break
     width, height = figure.get_size_inches()
@@ -156,7 +164,9 @@ def _whole_file(path: Path) -> Iterator[Path]:
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format of its suffix; the file appears whole or not at all."""
     kind = path.suffix.lower()[1:]
+    give_fonts(figure)
     # Without a date, the same data gives the same file.
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-    with _whole_file(path) as part:
+    with _whole_file(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing")  # fonts.py says it, once
         figure.savefig(part, format=kind, dpi=220, metadata=metadata)

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from .text import count, duration_words, number, rates
+from .text import columns_of, count, duration_words, number, rates
 
 # Heading, key in eval.json (None: the evaluation itself).
 _AGENTS = (
@@ -190,10 +190,10 @@ def _percent(rate: float | None) -> str:
 
 def plain_table(head: list[str], rows: list[list[str]], *, spaced: bool = True) -> list[str]:
     """Lines of a table for a terminal; spaced: an empty one between runs, the first column's."""
-    widths = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
+    widths = [max(columns_of(row[c]) for row in [head, *rows]) for c in range(len(head))]
 
     def line(cells: list[str]) -> str:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        padded = (c + " " * (width - columns_of(c)) for c, width in zip(cells, widths, strict=True))
         return "  ".join(padded).rstrip()
 
     lines = [line(head), "  ".join("-" * width for width in widths)]

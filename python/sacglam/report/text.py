@@ -33,6 +33,13 @@ def rates(value: Any) -> dict[str, float | None]:
     return {str(family): number(rate) for family, rate in value.items()}
 
 
+def columns_of(text: str) -> int:
+    """How wide a text is on a terminal: a Chinese letter takes two columns."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
 def bar(fraction: float | None, width: int, *, ascii_only: bool = False) -> str:
     """A horizontal bar of exactly `width` columns, filled to `fraction` (clipped to 0..1) in steps
     of an eighth of a column, or of a whole one in ASCII."""

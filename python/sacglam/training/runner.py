@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Callable as Function
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -31,14 +30,6 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    warnings.showwarning = _show_warning
-
-
-def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
-    import sys
-
-    if issubclass(category, UserWarning | RuntimeWarning):
-        print(f"sacglam: warning: {message}", file=sys.stderr)
 
 
 class _ShowEvaluation(Callback):
