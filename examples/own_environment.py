@@ -60,7 +60,7 @@ def config(out: str) -> TrainConfig:
 
 def main(run: TrainConfig) -> dict[str, Any]:
     check_env(Lamps())
-    result = Trainer(run, env=Lamps()).train().evaluation
+    result = Trainer(run, env=Lamps()).train(progress=True).evaluation
     assert result is not None, "stopped with Ctrl-C; sacglam train --resume continues"
     before, after = result["baseline_random"]["success_mean"], result["success_mean"]
     print(f"random {before:.0%}, trained {after:.0%}; watch it: sacglam play {run.out}")

@@ -11,8 +11,6 @@ import pytest
 import torch
 from sacglam import Callback, Trainer, load_policy
 from sacglam.errors import CheckpointError, RunFolderError
-from sacglam.report.progress import ProgressDisplay
-from sacglam.training import runner
 from sacglam.training.checkpoint import latest_checkpoint
 
 TIMES = ("wall_s", "cpu_s", "env_steps_per_s", "updates_per_s")
@@ -361,22 +359,3 @@ def test_two_trainers_in_one_folder_are_refused(quick_config: Any):
     state = latest_checkpoint(first.out)
     assert Trainer.resume(first.out, total_steps=420).train().env_steps == 420  # free again
     assert latest_checkpoint(first.out) != state
-
-
-def test_the_display_of_a_resumed_run_goes_on_from_its_time(
-    quick_config: Any, monkeypatch: pytest.MonkeyPatch
-):
-    before: list[float] = []
-
-    class Display(ProgressDisplay):
-        def __init__(self, total_steps: int, *, before_s: float, **options: Any) -> None:
-            before.append(before_s)
-            super().__init__(total_steps, before_s=before_s, **options)
-
-    monkeypatch.setattr(runner, "ProgressDisplay", Display)
-    config = quick_config("run", total_steps=120, learning_starts=60)
-    out = runner.train_with_progress(lambda c: Trainer(config, callbacks=c)).out
-    seconds = Trainer.resume(out).clock.wall_s
-    runner.train_with_progress(lambda c: Trainer.resume(out, total_steps=180, callbacks=c))
-    assert before == [0.0, seconds]
-    assert seconds > 0.0

@@ -31,11 +31,10 @@ def train(arguments: argparse.Namespace) -> int:
                 "(only --total-steps may be given, to train longer, --optim.micro-batch and "
                 "--threads)"
             )
-        return run_with_progress(lambda c: Trainer.resume(
-            arguments.resume, total_steps=total, micro_batch=part, threads=threads, callbacks=c
-        ))  # fmt: skip
-    config = _configuration(arguments, overrides)
-    return run_with_progress(lambda c: Trainer(config, callbacks=c))
+        return run_with_progress(
+            Trainer.resume(arguments.resume, total_steps=total, micro_batch=part, threads=threads)
+        )
+    return run_with_progress(Trainer(_configuration(arguments, overrides)))
 
 
 def check(arguments: argparse.Namespace) -> int:

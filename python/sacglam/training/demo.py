@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from ..config import TrainConfig
 from ..files import read_json, shell_word
 from ..report.curve import plot_runs
 from ..report.tables import result_table
-from .callbacks import Callback
 from .playing import play_episodes
 from .runner import train_with_progress
 from .trainer import Trainer
@@ -50,7 +48,7 @@ def run_demo(out: Path, seeds: Sequence[int]) -> int:
             f"Training {config.model.id} from random weights on {config.env.id}, seed {seed}: "
             f"{config.total_steps} environment steps, a few minutes on two cores."
         )
-        result = train_with_progress(functools.partial(_trainer, config))
+        result = train_with_progress(Trainer(config))
         if result.evaluation is None:
             print(
                 f"stopped and saved. Continue with\n    sacglam train --resume {shell_word(folder)}"
@@ -64,10 +62,6 @@ def run_demo(out: Path, seeds: Sequence[int]) -> int:
     picture = plot_runs(folders, out / "curve.png")
     print(f"\ncurve: {picture}    run: {out}    watch more: sacglam play {shell_word(folders[0])}")
     return 0
-
-
-def _trainer(config: TrainConfig, callbacks: Sequence[Callback]) -> Trainer:
-    return Trainer(config, callbacks=callbacks)
 
 
 def _set_aside(out: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable as Function
-from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 from ..files import shell_word
 from ..report.curve import plot_runs
 from ..report.evaluating import EvaluationDisplay
-from ..report.progress import ProgressDisplay
 from ..report.tables import result_table
 from .callbacks import Callback
 from .reevaluation import evaluate_run
@@ -40,41 +37,18 @@ class _ShowEvaluation(Callback):
         self._display.evaluating(kind, done, episodes)
 
 
-class _Show(Callback):
-    def __init__(self, display: ProgressDisplay) -> None:
-        self._display = display
-
-    def on_log(self, metrics: Mapping[str, Any]) -> None:
-        self._display.update(metrics)
-
-    def on_progress(self, env_steps: int, updates: int) -> None:
-        self._display.progress(env_steps, updates)
-
-    def on_evaluation(self, kind: str, done: int, episodes: int) -> None:
-        self._display.evaluating(kind, done, episodes)
-
-    def on_interrupt(self) -> None:
-        self._display.message(
-            "stopping after this step or update, then saving (Ctrl-C again: at once)"
-        )
-
-
-def train_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> TrainResult:
-    """Train with a progress display; draws curve.png at the end."""
-    show: list[Callback] = []
-    trainer = make(show)
-    display = ProgressDisplay(trainer.config.total_steps, before_s=trainer.clock.wall_s)
-    trainer.callbacks.append(_Show(display))
-    with display, closing(trainer):
-        result = trainer.train()
+def train_with_progress(trainer: Trainer) -> TrainResult:
+    """Train with a progress display, draw curve.png at the end, and close the trainer."""
+    with closing(trainer):
+        result = trainer.train(progress=True)
     if (result.out / "metrics.jsonl").stat().st_size:
         plot_runs(result.out)
     return result
 
 
-def run_with_progress(make: Function[[Sequence[Callback]], Trainer]) -> int:
+def run_with_progress(trainer: Trainer) -> int:
     """Train, then print the result or how to resume; returns the exit status."""
-    result = train_with_progress(make)
+    result = train_with_progress(trainer)
     if result.interrupted:
         print(
             f"stopped at {result.env_steps} steps and saved. Continue with\n"

@@ -6,7 +6,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from .contention import Contention
 from .lock import exclusive
 from .metrics import Meter, MetricsWriter, drop_after
 from .parts import smaller_part
+from .progress import shown
 from .result import TrainResult
 from .run_folder import load_run_config, refuse_foreign_progress, refuse_used_folder
 from .seeds import ACTING, generator
@@ -166,7 +167,7 @@ class Trainer:
 
     # --- the loop -----------------------------------------------------------------------------
 
-    def train(self, until: int | None = None) -> TrainResult:
+    def train(self, until: int | None = None, *, progress: bool = False) -> TrainResult:
         """Run to `total_steps`, save and evaluate; Ctrl-C, SIGTERM and SIGHUP end it earlier.
 
         Then it is saved without an evaluation, and another call goes on.
@@ -174,6 +175,7 @@ class Trainer:
         Args:
             until: pause as soon as so many environment steps are made, for a run in stages: it is
                 saved without an evaluation, and another call goes on as if it had not paused.
+            progress: show how far it is, and how it learns: live on a terminal, else by lines.
 
         Raises:
             ConfigError: `until` is no whole number, or below 0.
@@ -189,7 +191,8 @@ class Trainer:
         total = self.config.total_steps
         self.out.mkdir(parents=True, exist_ok=True)
         result, paused = None, False
-        with exclusive(self.out), signals.stopping(self.stop):
+        display = shown(self) if progress else nullcontext()
+        with exclusive(self.out), display, signals.stopping(self.stop):
             self._until = total if until is None else min(until, total)
             try:
                 self._run()
