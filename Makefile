@@ -19,7 +19,7 @@ STAMP := $(VENV)/.sacglam-installed
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.hpp csrc/*/*.cpp csrc/*/*.hpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress lint format typecheck bench smoke native package install clean
+.PHONY: help demo test gpu stress lint format typecheck bench smoke native package install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ demo: $(STAMP) ## Train an agent in about 5 minutes and show what it learned [SE
 
 test: $(STAMP) ## Run all tests [ARGS="-k replay"] [JOBS=1]
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest tests -n $(JOBS) --dist loadfile $(ARGS)
+
+gpu: $(STAMP) ## Check kernels, models and updates on an NVIDIA GPU against the CPU [ARGS=...]
+	@$(PY) bench/device.py --out build/gpu --only check --skip ceilings --minutes 30 --workers $(JOBS) $(ARGS)
 
 # 60 s for each of the stress runs and the fuzzers, 1000 killed producers, the model checkers further,
 # extensions built with sanitizers: 19 minutes of CPU time on two AVX2 cores (with a load of 6, 55 minutes).

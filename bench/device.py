@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -207,16 +207,19 @@ def measure_ceilings(ceilings: Any, session: Session) -> None:
     print(f"copy {rates[0]:.2f} TB/s, bf16 product {rates[1]:.0f} TFLOP/s")
 
 
-def run_checks(tasks: list[tuple[Any, ...]], workers: int, session: Session) -> None:
+def run_checks(
+    tasks: Sequence[tuple[Any, ...]], tiles: Sequence[Any], workers: int, session: Session
+) -> None:
     """Every check in worker processes: kernels compile in parallel (and stay in Triton's cache on
-    disk), and a kernel that breaks its device context breaks no timing."""
+    disk, those of `tiles` for the sweep), and a kernel that breaks its device context breaks no
+    timing."""
     import device_checks as checks
     import device_layers as layers
 
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [(task, pool.submit(checks.run_task, *task)) for task in tasks]
         compiling: list[tuple[Any, Future[Any]]] = [
-            (shape, pool.submit(layers.compile_tile, shape)) for shape in layers.TILES
+            (shape, pool.submit(layers.compile_tile, shape)) for shape in tiles
         ]
         for task, future in [*waiting, *compiling]:
             error = future.exception()
@@ -296,9 +299,10 @@ def run_sections(options: argparse.Namespace) -> int:
     session = Session(options.out, options.deadline)
     session.result |= machine()
     ceilings = Ceilings(**session.result.get("ceilings", {}))
-    sections = all_sections(session, ceilings, options.workers)
     wanted = [p for p in options.only.split(",") if p]
     unwanted = [p for p in options.skip.split(",") if p]
+    sweeps = not wanted or any(p.startswith("sweep") for p in wanted)
+    sections = all_sections(session, ceilings, options.workers, sweeps=sweeps)
     for name, run in sections.items():
         if any(name.startswith(p) for p in unwanted):
             continue
@@ -307,9 +311,14 @@ def run_sections(options: argparse.Namespace) -> int:
     return 0
 
 
-def all_sections(session: Session, ceilings: Any, workers: int) -> dict[str, Callable[[], None]]:
+def all_sections(
+    session: Session, ceilings: Any, workers: int, *, sweeps: bool = True
+) -> dict[str, Callable[[], None]]:
     """By name, the most important first. On an H200 (bench/results) the checks take about 250 s,
-    training 200 s, models 130 s, and the rest, most of which seldom changes, 250 s."""
+    training 200 s, models 130 s, and the rest, most of which seldom changes, 250 s.
+
+    sweeps: whether any will be run; their tiles, for an H200, are compiled beside the checks.
+    """
     import device_checks as checks
     import device_graphs as graphs
     import device_kernels as kernels
@@ -321,9 +330,10 @@ def all_sections(session: Session, ceilings: Any, workers: int) -> dict[str, Cal
     from device_workloads import QWEN, T5
 
     record = session.record
+    tiles = layers.TILES if sweeps else []
     found: dict[str, Callable[[], None]] = {
         "ceilings": lambda: measure_ceilings(ceilings, session),
-        "check": lambda: run_checks(checks.tasks(), workers, session),
+        "check": lambda: run_checks(checks.tasks(), tiles, workers, session),
         "check models": lambda: check_models(model_checks, session),
         "check graphs": lambda: graphs.check_graphs(session.check),
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from sacglam import load_policy
 from sacglam.errors import CandidateError, ConfigError, UnknownModelError, UnsupportedModelError
@@ -15,10 +17,12 @@ from sacglam.models.given import prepare
 from sacglam.models.loading import LoraOptions, load_language_model
 from sacglam.models.policy import Policy, PolicyOptions
 from sacglam.models.self_check import has_own_forward
+from sacglam.models.trunk import set_attention
 from sacglam.text import PromptTemplate, TextCodec
 from torch import nn
 from transformers import ArceeConfig, ArceeForCausalLM, LlamaModel
 
+VERSIONS = {name: Version(version(name)) for name in ("peft", "transformers")}
 PROMPTS = ["a b c", "you see red lion ."]
 CANDIDATES = [["go", "go to", "grasp red lion"], ["release", "go to blue"]]
 
@@ -99,6 +103,8 @@ def test_a_layer_that_was_copied(make_model: Any, kind: str, attn: str):
     ],
 )
 def test_modules_that_peft_trains_whole(make_model: Any, kind: str, modules: list[str], attn: str):
+    if modules == ["self_attn"] and VERSIONS["peft"] < Version("0.20"):
+        pytest.skip("peft below 0.20 calls such a module without its keywords")
     model, tokenizer = make_model(kind)
     targets = {"gpt2": ["c_attn"], "flan-t5": ["q"], "t5": ["q"]}.get(kind, ["q_proj"])
     if modules == ["attn"]:
@@ -164,7 +170,7 @@ def test_forward_methods_of_ones_own(make_model: Any, kind: str, path: str):
     own = module.forward
     module.forward = lambda x: 0.5 * own(x).tanh()
     assert_scores_are_its_own(model, tokenizer)
-    model.set_attn_implementation("sdpa")  # and by a second policy
+    set_attention(model, "sdpa")  # and by a second policy
     assert_scores_are_its_own(model, tokenizer)
 
 
@@ -177,7 +183,8 @@ def test_the_reference_runs_the_models_own_layers_after_a_fast_policy(make_model
 
 
 def test_another_attention_can_be_set_again(make_model: Any):
-    for kind in ("t5", "llama"):
+    # transformers below 5.20 leaves T5's stacks out.
+    for kind in ("t5", "llama") if VERSIONS["transformers"] >= Version("5.20") else ("llama",):
         model, tokenizer = make_model(kind)
         with torch.no_grad():
             before = stock_log_probs(model, tokenizer)

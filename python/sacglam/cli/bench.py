@@ -210,9 +210,11 @@ def _run_suite(folder: Path, suite: str, quick: bool) -> tuple[dict[str, Any], s
             raise
         found: dict[str, Any] = {}
         try:
-            found = json.loads(report.read_text())
+            found = json.loads(report.read_text() or "{}")
         except FileNotFoundError:
-            pass  # nothing was measured: every benchmark was skipped, or pytest did not get there
+            # Nothing was measured: every benchmark was skipped, or pytest did not get there.
+            # pytest-benchmark below 5.3 leaves an empty file.
+            pass
         except json.JSONDecodeError as error:
             failure = failure or f"suite {suite!r}: its results are damaged ({error})"
     if failure is None and code != 0:

@@ -15,7 +15,7 @@ from . import fused
 from .base import base_of
 from .options import PolicyOptions
 from .stock import stock_scores
-from .trunk import refuse_spread, refuse_unsupported, uses_packed_attention
+from .trunk import refuse_spread, refuse_unsupported, set_attention, uses_packed_attention
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -48,7 +48,7 @@ def scores_by_own_forward(model: Any, options: PolicyOptions) -> Tensor | None:
     refuse_unsupported(base.config)
     refuse_spread(base)
     if uses_packed_attention(base):  # it may have been given to a policy before
-        base.set_attn_implementation("sdpa")
+        set_attention(base, "sdpa")
         fused.unfuse(base)
     return stock_scores(model, _prompt(model), _candidates(model), options)
 

@@ -47,7 +47,7 @@ class Trunk:
         _refuse_head(self.base)
         _refuse_prompt_learning(model)
         attention.register()
-        _set_attention(self.base, ATTENTION[attn])
+        set_attention(self.base, ATTENTION[attn])
         fused.unfuse(self.base)  # it may have been given to a policy before
         if attn == "fast":
             fused.fuse(self.base)
@@ -175,10 +175,10 @@ def make_trunk(model: nn.Module, attn: str = "fast") -> Trunk:
     return kind(model, attn)
 
 
-def _set_attention(model: Any, name: str) -> None:
+def set_attention(model: Any, name: str) -> None:
     """Let every stack compute attention by the registered function.
 
-    transformers below 5.18 skips submodels whose configuration has their parent's class, as T5's
+    transformers below 5.20 skips submodels whose configuration has their parent's class, as T5's
     stacks do, so that each is told by itself. Raises UnsupportedModelError where a model (T5 below
     5.15) has its attention written out, and would ignore the forest.
     """
