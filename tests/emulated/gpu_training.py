@@ -133,6 +133,11 @@ def test_checks_and_given_models(quick: Any, tmp_path: Path):
     folder = tmp_path / "made" / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
+    checked = check_training(quick("check-given", device="cuda"), model=(model, tokenizer))
+    assert checked.config.device.startswith("cuda")
+    assert checked.agreement is not None
+    assert checked.agreement.holds
+    assert {p.device.type for p in model.parameters()} == {"cpu"}  # as it was
     for where, asked, got in (("cuda:1", "auto", 1), ("cpu", "cuda:0", 0), ("cuda:1", "cuda:0", 0)):
         given = copy.deepcopy(model).to(where)
         config = quick(f"{where}-{asked}", device=asked, total_steps=68)

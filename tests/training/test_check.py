@@ -87,6 +87,9 @@ def test_objects_of_a_user(quick_config: Any):
     Trainer(quick_config("made")).policy.save_base(folder)
     model, tokenizer = load_language_model(folder)
     weights = {name: w.clone() for name, w in model.state_dict().items()}
+    model.train()
+    model.model.norm.eval()
+    modes = [module.training for module in model.modules()]
     config = quick_config(**{"lora.r": 0})
     found = check_training(
         config, env=lambda: make_env("playground/small"), model=(model, tokenizer)
@@ -95,6 +98,7 @@ def test_objects_of_a_user(quick_config: Any):
     assert found.agreement.holds
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert all(torch.equal(w, weights[name]) for name, w in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
 
 
 @pytest.mark.parametrize("close", [True, False])

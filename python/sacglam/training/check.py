@@ -302,13 +302,14 @@ def _agreement(
 ) -> Agreement | None:
     action = policy.codec.action
     try:
-        model = _stock_model(policy, config) if stock is None else stock.to(policy.device).eval()
-        begin = time.perf_counter()
-        theirs = [
-            stock_scores(model, ids, [action(a) for a in actions], policy.options)
-            for ids, actions in states
-        ]
-        stock_s = time.perf_counter() - begin
+        model = _stock_model(policy, config) if stock is None else stock
+        with _scoring_on(policy.device, model):
+            begin = time.perf_counter()
+            theirs = [
+                stock_scores(model, ids, [action(a) for a in actions], policy.options)
+                for ids, actions in states
+            ]
+            stock_s = time.perf_counter() - begin
     except (torch.OutOfMemoryError, MemoryError):
         return None
     score_error = pi_error = relative = 0.0
@@ -323,6 +324,20 @@ def _agreement(
     holds = relative < (0.05 if narrow else 1e-4) and pi_error < (0.1 if narrow else 1e-3)
     candidates = sum(len(actions) for _, actions in states)
     return Agreement(len(states), candidates, score_error, pi_error, holds, pass_s, stock_s)
+
+
+@contextmanager
+def _scoring_on(device: torch.device, model: Any) -> Iterator[None]:
+    """The model is on the device and without dropout in here; then as it was, for its user."""
+    at = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.to(device).eval()
+        yield
+    finally:
+        model.to(at)
+        for module, training in modes:
+            module.training = training
 
 
 def _stock_model(policy: Policy, config: TrainConfig) -> Any:
