@@ -133,10 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         if not _is_ours(error):  # of an environment or a callback: where it was counts
+            _show_notes(error)
             raise
         if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone
             return 141
         return _said(error, str(error))  # a full disk, a folder that is read-only
+    except Exception as error:
+        _show_notes(error)
+        raise
 
 
 def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
@@ -176,3 +180,10 @@ def _said(error: Exception, text: str) -> int:
     for line in (text, *getattr(error, "__notes__", [])):
         print(f"sacglam: {line}", file=sys.stderr)
     return 2
+
+
+def _show_notes(error: Exception) -> None:
+    """Before the traceback, which has them since Python 3.11."""
+    if sys.version_info < (3, 11):
+        for line in getattr(error, "__notes__", []):
+            print(f"sacglam: {line}", file=sys.stderr)
