@@ -8,10 +8,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 # Large enough tiles that only tensor cores give their speed; the others move bytes.
 _MATRIX = {
@@ -80,7 +82,9 @@ def test_tiles_of_gpus_with_less_shared_memory(arch):
     assert {r["kernel"] for r in records} >= _MATRIX
     assert all(r["shared"] <= 99 * _KIB for r in records)
     # In float32, heads of 256 have more sums than registers, whatever the tile.
-    limits = {"float32, head dimension 256": 200, "float32, head dimension 128": 20}
+    # Triton 3.7, which torch 2.13's CUDA build brings along, has 33 where 3.9 has at most 20.
+    of_128 = 20 if Version(version("triton")) >= Version("3.9") else 40
+    limits = {"float32, head dimension 256": 200, "float32, head dimension 128": of_128}
     assert not [r for r in records if r["spills"] > limits.get(r["case"], 0)]
     of_16_bits = [r for r in records if r["kernel"] in _MATRIX and "float32" not in r["case"]]
     assert all(r["hmma"] for r in of_16_bits)  # tensor cores
