@@ -10,12 +10,9 @@ import pytest
 from sacglam import check_env
 from sacglam.training.reevaluation import evaluate_run
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def example(examples_on_path: None) -> Any:
     import own_environment
 
     return own_environment

@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from sacglam import check_env
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 pytest.importorskip("textworld")
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def example(examples_on_path: None) -> Any:
     import textworld_environment
 
     return textworld_environment

@@ -131,16 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsacglam: stopped", file=sys.stderr)
         return 130
-    except OSError as error:
-        if not _is_ours(error):  # of an environment or a callback: where it was counts
-            _show_notes(error)
+    except Exception as error:
+        if not isinstance(error, OSError) or not _is_ours(error):
+            _show_notes(error)  # of an environment or a callback: where it was counts
             raise
         if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone
             return 141
         return _said(error, str(error))  # a full disk, a folder that is read-only
-    except Exception as error:
-        _show_notes(error)
-        raise
 
 
 def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
