@@ -13,7 +13,7 @@ import random
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import textworld
@@ -28,13 +28,17 @@ def game_file(number: int, rooms: int, objects: int) -> str:
     """A house, compiled on the first call (in a second or two)."""
     options = textworld.GameOptions()
     options.seeds, options.nb_rooms, options.nb_objects = number, rooms, objects
-    folder = Path(gettempdir()) / "sacglam-textworld"
-    options.path = str(folder / f"house-{number}-{rooms}-{objects}.z8")
-    if not Path(options.path).exists():
+    file = Path(gettempdir()) / "sacglam-textworld" / f"house-{number}-{rooms}-{objects}.z8"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
         game = textworld.generator.make_game(options)
         game.quests = []  # the game would end with its quest
-        textworld.generator.compile_game(game, options)
-    return options.path
+        with TemporaryDirectory(dir=file.parent) as folder:  # another run may do the same now
+            options.path = str(Path(folder) / file.name)
+            textworld.generator.compile_game(game, options)
+            for made in sorted(Path(folder).glob(f"{file.stem}.*")):  # the game itself is the last
+                made.replace(file.with_suffix(made.suffix))
+    return str(file)
 
 
 def possible_goals(game: Any) -> set[str]:
