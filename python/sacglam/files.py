@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -12,20 +13,31 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write beside `path`, then rename over it: an interruption, be it of the power, leaves the
-    old content; so does an OSError, and nothing beside it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    old content; so does an OSError, which names `path`, and nothing beside it. What is no file of
+    its own, as /dev/stdout, is written to as it is."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with named(path):
+            path.write_bytes(content)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with named(path), temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             temporary.unlink()
+        error.filename = str(path)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of a text."""
+    write_bytes(path, text.encode())
 
 
 def read_json(path: Path) -> Any:
@@ -79,3 +91,8 @@ def named(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def is_forbidden(error: OSError) -> bool:
+    """Whether it says that a place cannot be written to: another one can."""
+    return error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -36,7 +36,7 @@ ROOMS = [
 ONLY = {
     "kernels": {"_C"},
     "algorithms": {"errors"},
-    "report": {"errors"},
+    "report": {"errors", "files"},
     "presets": set(),
 }
 NEVER = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -407,3 +409,19 @@ def test_sparse_metrics_still_make_a_picture(tmp_path: Path, row: dict[str, Any]
     assert plot_runs(tmp_path / "a").stat().st_size > 1000
     both = plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "both.png")
     assert both.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_of_a_run_that_may_only_be_read_the_picture_goes_elsewhere(make_run, monkeypatch, code):
+    """Root may write to any folder, so that the refusal is made here."""
+    run, opened = make_run(), Path.open
+
+    def refuse(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if "w" in mode and self.parent == run:
+            raise OSError(code, os.strerror(code), str(self))
+        return opened(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RunFolderError, match=r"cannot write .*run/curve\.png .*--out"):
+        plot_runs(run)
+    assert plot_runs(run, run.parent / "here.png").stat().st_size > 10_000

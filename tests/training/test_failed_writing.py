@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sacglam import Callback, Trainer
+from sacglam.errors import RunFolderError
 from sacglam.files import write_json
 from sacglam.training.checkpoint import latest_checkpoint
 from sacglam.training.metrics import MetricsWriter
@@ -123,3 +124,17 @@ def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(
         write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_not_be_written_to_is_refused_with_what_to_do(
+    quick_config: Any, monkeypatch: pytest.MonkeyPatch, code: int
+):
+    trainer = Trainer(quick_config())
+
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(code, "no", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RunFolderError, match=r"cannot write to .*--out"):
+        trainer.train()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import ConfigError, MissingDependencyError
+from ..files import write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,7 +75,7 @@ def run_bench(
         versions |= report.get("versions", {})
     result = _document(rows, versions, suite, quick, folder)
     if target is not None:
-        _write_whole(target, json.dumps(result, indent=1) + "\n")
+        write_text(target, json.dumps(result, indent=1) + "\n")
     _print(result, problems, target, stream)
     return 1 if problems else 0
 
@@ -282,15 +283,6 @@ def _writable(json_path: str) -> Path:
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ConfigError(f"--json is {json_path!r}: its folder is missing or not writable")
     return path
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _print(

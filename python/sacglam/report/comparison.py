@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import write_text
 from .grouping import names_apart, taught
 from .runs import Run, read_run
 from .tables import family_episodes, plain_table, wilson_interval
@@ -47,7 +48,7 @@ def compare_runs(
         writer = csv.DictWriter(text, names, restval="")
         writer.writeheader()
         writer.writerows(rows)
-        Path(out).write_text(text.getvalue(), encoding="utf-8", newline="")
+        write_text(Path(out), text.getvalue())
     hidden = {"folder", *apart[SETTINGS:]}
     hidden |= {name for name in names if name.endswith((" low", " high"))}
     shown = [n for n in names if n not in hidden and any(row.get(n, "") != "" for row in rows)]

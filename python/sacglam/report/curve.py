@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RunFolderError
+from ..files import is_forbidden
 from .drawing import (
     GREY,
     STYLE,
@@ -61,7 +62,8 @@ def plot_runs(
         The path written. It appears whole or not at all.
 
     Raises:
-        RunFolderError: a folder is missing, foreign, or holds no log interval yet.
+        RunFolderError: a folder is missing, foreign, or holds no log interval yet; or the picture
+            may not be written there.
         ConfigError: no folder given, or a suffix that is not known.
     """
     folders = [run_dirs] if isinstance(run_dirs, str | PathLike) else list(run_dirs)
@@ -81,7 +83,14 @@ def plot_runs(
 
     with matplotlib.rc_context(STYLE):
         figure = _families_figure(groups[0]) if len(groups) == 1 else _panels_figure(groups)
-        save(figure, path)
+        try:
+            save(figure, path)
+        except OSError as error:
+            if not is_forbidden(error):
+                raise
+            raise RunFolderError(
+                f"cannot write {path} ({error.strerror}): name another file with --out"
+            ) from error
     return path
 
 

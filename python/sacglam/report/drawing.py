@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_bytes
 from .fonts import give_fonts
 from .text import columns_of
 
@@ -149,24 +149,15 @@ def add_legend(figure: Figure, lines: list[Line2D], kinds: list[Line2D]) -> None
     )  # fmt: skip
 
 
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` that replaces it once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format of its suffix; the file appears whole or not at all."""
     kind = path.suffix.lower()[1:]
     give_fonts(figure)
     # Without a date, the same data gives the same file.
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-    with _whole_file(path) as part, warnings.catch_warnings():
+    picture = BytesIO()
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing")  # fonts.py says it, once
-        figure.savefig(part, format=kind, dpi=220, metadata=metadata)
+        figure.savefig(picture, format=kind, dpi=220, metadata=metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, picture.getvalue())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunFolderError
+from ..files import read_json, shell_word
 from .text import number
 
 
@@ -83,7 +83,7 @@ def read_run(folder: str | PathLike[str]) -> Run:
         raise RunFolderError(
             f"{str(log)!r} {problem} ({damaged} unreadable lines): wait for the first log "
             f"interval of the run, or continue it with `sacglam train --resume "
-            f"{shlex.quote(str(path))}`"
+            f"{shell_word(path)}`"
         )
     return Run(path, _read_config(path), metrics, _read_evaluation(path), damaged)
 
@@ -127,11 +127,11 @@ def _read_evaluation(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        evaluation = read_json(path)
+    except ValueError as error:
         raise RunFolderError(
             f"{str(path)!r} is damaged ({error}): evaluate again with `sacglam eval "
-            f"{shlex.quote(str(folder))}`"
+            f"{shell_word(folder)}`"
         ) from error
     return evaluation if isinstance(evaluation, dict) else None
 

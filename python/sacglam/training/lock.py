@@ -9,16 +9,27 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import RunFolderError
+from ..files import is_forbidden
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in the folder.
+    """Keep other processes from training in the folder, which is made where there is none.
 
     Raises:
-        RunFolderError: another one does.
+        RunFolderError: another one does, or the folder cannot be written to.
     """
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        if not is_forbidden(error):
+            raise
+        raise RunFolderError(
+            f"cannot write to {folder} ({error.strerror}): train in another folder, with --out, or "
+            "resume a copy of the run"
+        ) from error
+    with file:
         if not _locked(file):
             raise RunFolderError(
                 f"another process is training in {folder}, or another trainer of this one; wait "

@@ -184,12 +184,11 @@ class Trainer:
             EnvironmentProtocolError: an environment broke the protocol; likewise, as after any
                 error of an environment or a callback.
             RunFolderError: another process or trainer is training in the folder, or did since this
-                trainer was made.
+                trainer was made; or the folder cannot be written to.
         """
         if until is not None:
             refuse_below("until", until, 0)
         total = self.config.total_steps
-        self.out.mkdir(parents=True, exist_ok=True)
         result, paused = None, False
         display = shown(self) if progress else nullcontext()
         with exclusive(self.out), display, signals.stopping(self.stop):
@@ -449,7 +448,6 @@ class Trainer:
             RunFolderError: before `train`, as there.
         """
         if not self._begun:
-            self.out.mkdir(parents=True, exist_ok=True)
             with exclusive(self.out):
                 refuse_used_folder(self.out, locked=True)
                 self._begin()
