@@ -238,3 +238,16 @@ def test_an_evaluation_is_of_one_checkpoint_though_the_run_goes_on(
 
     monkeypatch.setattr(setup, "make_envs", make_later)
     assert evaluate_run(out)["env_steps"] == 120
+
+
+def test_a_result_says_what_the_run_came_to(quick_config: Any):
+    config = quick_config(**BRIEF)
+    with Trainer(config) as trainer:
+        paused = repr(trainer.train(until=1))
+        done = trainer.train()
+    assert paused.startswith(f"TrainResult({str(config.out)!r}, ")
+    assert paused.endswith(" s: paused)")
+    rates = ", ".join(f"{k} {100 * v:.1f} %" for k, v in done.evaluation["success"].items())
+    assert f"{done.env_steps:,} environment steps, {done.updates:,} updates" in repr(done)
+    assert repr(done).endswith(f"s: success {rates})")
+    assert "\n" not in repr(done)

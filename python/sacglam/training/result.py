@@ -31,6 +31,17 @@ class TrainResult:
     evaluation: dict[str, Any] | None
     interrupted: bool
 
+    def __repr__(self) -> str:
+        if self.evaluation is not None:
+            success = self.evaluation["success"]
+            end = "success " + ", ".join(f"{k} {100 * v:.1f} %" for k, v in success.items())
+        else:
+            end = "interrupted" if self.interrupted else "paused"
+        return (
+            f"TrainResult({str(self.out)!r}, {self.env_steps:,} environment steps, "
+            f"{self.updates:,} updates, {self.wall_s:.0f} s: {end})"
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as for another process, it names the policy; there it is loaded again."""
         rest = {f.name: getattr(self, f.name) for f in fields(self)}
