@@ -61,7 +61,7 @@ def draw(results: Mapping[str, Any], study: Study, path: Path) -> None:
         for m, look in looks.items():
             if m in methods and not study.panels:
                 runs = len(methods[m]["runs"])
-                add_kind(lines, f"{m} ({runs} seeds)", lw=1.6, **look)
+                add_kind(lines, f"{m} ({runs} {'seed' if runs == 1 else 'seeds'})", lw=1.6, **look)
         add_kind(kinds, "interquartile mean", color=GREY, lw=1.6)
         add_kind(kinds, "95 % bootstrap interval", color=GREY, lw=6, alpha=0.25)
         add_legend(figure, list(lines.values()), list(kinds.values()))

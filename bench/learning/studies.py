@@ -20,7 +20,7 @@ SMALL: Overrides = {
     "eval.episodes": 300,
 }
 SAC: Overrides = {**SMALL, "total_steps": 16_000}
-# The base of the study "ppo", which no other setting beats clearly (docs/settings.md).
+# The base of the study "ppo", which one other setting beats a little (docs/settings.md).
 PPO: Overrides = {
     **SMALL,
     "algo": "ppo",
