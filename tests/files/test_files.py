@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
-from sacglam.files import write_bytes, write_text
+from sacglam.files import write_bytes, write_json, write_text
 
 
-def test_what_was_there_stays_and_nothing_is_left_beside_it(
+def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    path = tmp_path / "a.json"
-    write_text(path, "old")
-
-    def full(_: int) -> None:
+    def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: .*/a\.json'$"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    file = tmp_path / "eval.json"
+    write_json(file, {"a": 1})
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*/eval\.json'$"):
+        write_json(file, {"a": 2})
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_link_is_followed_and_a_pipe_is_written_to(tmp_path: Path):

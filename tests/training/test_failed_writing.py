@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from sacglam import Callback, Trainer
 from sacglam.errors import RunFolderError
-from sacglam.files import write_json
 from sacglam.training.checkpoint import latest_checkpoint
 from sacglam.training.metrics import MetricsWriter
 
@@ -109,21 +108,6 @@ def test_a_log_that_a_power_cut_has_damaged_does_not_keep_the_run_from_going_on(
     longer = Trainer.resume(first.out, total_steps=500).train()
     assert _metrics(longer.out)[:4] == before
     assert b"\xff\xfe" in (longer.out / "metrics.discarded.jsonl").read_bytes()
-
-
-def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def full(handle: int) -> None:
-        raise _full()
-
-    file = tmp_path / "eval.json"
-    write_json(file, {"a": 1})
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match=r"No space left .*eval\.json"):
-        write_json(file, {"a": 2})
-    assert json.loads(file.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])

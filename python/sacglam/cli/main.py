@@ -133,8 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if not isinstance(error, OSError) or not _is_ours(error):
-            _show_notes(error)  # of an environment or a callback: where it was counts
-            raise
+            if sys.version_info < (3, 11):  # later ones have them in the traceback
+                _show_notes(error)
+            raise  # of an environment or a callback: where it was counts
         if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone
             return 141
         return _said(error, str(error))  # a full disk, a folder that is read-only
@@ -174,13 +175,11 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _said(error: Exception, text: str) -> int:
-    for line in (text, *getattr(error, "__notes__", [])):
-        print(f"sacglam: {line}", file=sys.stderr)
+    print(f"sacglam: {text}", file=sys.stderr)
+    _show_notes(error)
     return 2
 
 
 def _show_notes(error: Exception) -> None:
-    """Before the traceback, which has them since Python 3.11."""
-    if sys.version_info < (3, 11):
-        for line in getattr(error, "__notes__", []):
-            print(f"sacglam: {line}", file=sys.stderr)
+    for line in getattr(error, "__notes__", []):
+        print(f"sacglam: {line}", file=sys.stderr)
